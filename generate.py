@@ -1,0 +1,151 @@
+"""文本生成：从训练好的模型续写一段文字，或与它对话。
+
+python generate.py --model_path model.pth --max_new_tokens 30 --temperature 0.9 --top_k 5
+"""
+
+import argparse
+import dataclasses
+import sys
+
+from model.config import ModelConfig
+from utils import cli
+from utils.config_file import read_config
+from utils.errors import UserError, run_program
+
+
+def parse_args() -> argparse.Namespace:
+    parser = cli.ArgumentParser("用训练好的模型续写；不给 --prompt 时进入对话。")
+    add = parser.add_argument
+    add("--config", type=cli.file_path, help="模型配置文件（默认读模型文件里的自述）")
+    add("--model_path", type=cli.file_path, default="model.pth", help="模型文件（默认 %(default)s）")
+    add("--max_new_tokens", type=cli.positive_int, default=30, help="最多生成几个 token（默认 %(default)s）")
+    add(
+        "--temperature",
+        type=cli.non_negative_float,
+        default=0.0,
+        help="温度：0 每次取最可能的，越大越随机（默认 %(default)s）",
+    )
+    add("--top_k", type=cli.positive_int, help="只从最可能的 k 个 token 里抽（默认不限）")
+    add("--top_p", type=cli.probability, help="只从累计概率刚达到 p 的最可能的 token 里抽（默认不限）")
+    add(
+        "--repetition_penalty",
+        type=cli.positive_float,
+        default=1.0,
+        help="大于 1 时压低出现过的 token（默认 %(default)s）",
+    )
+    add("--prompt", type=cli.plain_text, help="开头的文字（默认进入对话）")
+    add("--num_samples", type=cli.positive_int, default=1, help="每段开头写几份（默认 %(default)s）")
+    add("--seed", type=cli.seed_int, help="随机种子（默认每次不同）")
+    add(
+        "--device",
+        type=cli.one_of("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="auto | cpu | cuda | mps（默认 %(default)s）",
+    )
+    add(
+        "--dtype",
+        type=cli.one_of("auto", "float32", "bfloat16"),
+        default="auto",
+        help="auto | float32 | bfloat16（默认 %(default)s）",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    # torch 要一两秒才能载入；放到参数检查之后，--help 和写错的参数立刻有回应
+    import torch
+
+    from utils.device import DTYPES, choose_device
+    from utils.generation import Sampling
+
+    device = choose_device(args.device)
+    dtype = torch.float32 if args.dtype == "auto" else DTYPES[args.dtype]
+    model, tokenizer = load(args)
+    model.to(device, dtype).eval()
+    top_k = args.top_k
+    if top_k is not None and top_k > tokenizer.vocab_size:
+        print(f"提示：--top_k 已降为词表大小 {tokenizer.vocab_size}", file=sys.stderr)
+        top_k = tokenizer.vocab_size
+    sampling = Sampling(args.temperature, top_k, args.top_p, args.repetition_penalty)
+    generator = torch.Generator()
+    generator.seed() if args.seed is None else generator.manual_seed(args.seed)
+
+    def answer(prompt: str) -> None:
+        print_samples(model, tokenizer, prompt, args, sampling, generator)
+
+    answer(args.prompt) if args.prompt else talk(answer)
+
+
+def load(args: argparse.Namespace):
+    """-> (模型, 分词器)。模型文件说明了自己就以它为准，--config 只能与它一致；否则必须给 --config。"""
+    from model.language_model import LanguageModel
+    from utils.checkpoint import load_weights, read_model_file, tokenizer_of
+
+    config = read_config(args.config, ModelConfig.from_dict) if args.config else None
+    file = read_model_file(args.model_path)
+    if file.config is None and config is None:
+        raise UserError(file.path, "里面只有权重，没有记录配置", "用 --config 给出训练时的配置文件。")
+    try:
+        cfg = config.model if file.config is None else ModelConfig.from_dict(file.config)
+    except (ValueError, TypeError) as error:
+        raise UserError(file.path, f"记录的配置不成立（{error}）") from None
+    if config:
+        check_same_config(config.model, cfg, args)
+    tokenizer = tokenizer_of(file, config.tokenizer if config else None)
+    if cfg.vocab_size < tokenizer.vocab_size:
+        raise UserError(file.path, f"vocab_size={cfg.vocab_size} 小于分词器词表 {tokenizer.vocab_size}")
+    model = LanguageModel(cfg)
+    load_weights(model, file, args.config or "它记录的配置")
+    return model, tokenizer
+
+
+def check_same_config(given: ModelConfig, recorded: ModelConfig, args: argparse.Namespace) -> None:
+    """--config 与模型文件的自述不同就报错，指出第一个不同的字段。"""
+    for field in dataclasses.fields(ModelConfig):
+        ours, theirs = getattr(given, field.name), getattr(recorded, field.name)
+        if ours != theirs:
+            reason = f"{args.config} 的 {field.name} 是 {ours}，{args.model_path} 训练时是 {theirs}"
+            raise UserError("--config", reason, "去掉 --config，模型文件里记着配置。")
+
+
+def print_samples(model, tokenizer, prompt: str, args: argparse.Namespace, sampling, generator) -> None:
+    """边生成边打印；多份样文之间空一行。"""
+    from utils.generation import stream_text
+
+    context_length = model.cfg.context_length
+    if len(tokenizer.encode(prompt)) > context_length:
+        print(f"提示：开头超过上下文长度，只使用最后 {context_length} 个 token", file=sys.stderr)
+    for index in range(args.num_samples):
+        if index:
+            print()
+        for piece in stream_text(model, tokenizer, prompt, args.max_new_tokens, sampling, generator):
+            print(piece, end="", flush=True)
+        print()
+
+
+def talk(answer) -> None:
+    """一问一答，直到 exit、输入结束或 Ctrl-C。"""
+    is_terminal = sys.stdin.isatty()
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
+    try:
+        while (line := read_line(is_terminal)) is not None and line != "exit":
+            if line:
+                print("模型: ", end="", flush=True)
+                answer(line)
+    except KeyboardInterrupt:
+        print()
+
+
+def read_line(is_terminal: bool) -> str | None:
+    """显示“用户: ”并读一行，去掉首尾空白；输入结束时返回 None。从管道来的输入照样显示出来。"""
+    print("用户: ", end="", flush=True)
+    line = sys.stdin.readline()
+    if not line or not is_terminal:
+        print(line.rstrip("\n"))
+    return line.strip() if line else None
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,86 @@
+"""多头因果自注意力：每个 token 从自己和前面的 token 那里取来信息。"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import ModelConfig
+from model.kv_cache import KVCache
+from model.layer_norm import EPS
+
+
+def causal_mask(num_queries: int, num_keys: int, device: torch.device | None = None) -> Tensor:
+    """(num_queries, num_keys) 的布尔表，True 表示看得见。最后一个查询与最后一个键是同一个 token。"""
+    return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
+
+
+def attention_by_definition(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """注意力的定义，softmax(QKᵀ / √head_dim) V (Vaswani et al. 2017, 式 1)，只看过去。
+
+    queries (batch, heads, seq, head_dim)，keys 和 values (batch, heads, total, head_dim)，结果与 queries 同形状。
+    """
+    # 除以 √head_dim，否则点积随维度变大，softmax 会饱和
+    scores = queries @ keys.transpose(-2, -1) / math.sqrt(keys.shape[-1])
+    mask = causal_mask(queries.shape[-2], keys.shape[-2], queries.device)
+    return scores.masked_fill(~mask, -math.inf).softmax(dim=-1) @ values
+
+
+class HeadNorm(nn.Module):
+    """QK-norm：点积之前把每个头的查询和键归一化，点积不会失控，学习率大些也稳 (Henry et al. 2020)。
+
+    (batch, heads, seq, head_dim) -> 同形状；没有参数。
+    """
+
+    def __init__(self, head_dim: int):
+        super().__init__()
+        self.shape = (head_dim,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.shape, eps=EPS)
+
+
+class MultiHeadAttention(nn.Module):
+    """(batch, seq, emb_dim) -> (batch, seq, emb_dim)；数值等于 attention_by_definition，用融合内核计算。"""
+
+    def __init__(self, cfg: ModelConfig, layer: int):
+        super().__init__()
+        self.layer, self.head_dim, self.drop_rate = layer, cfg.head_dim, cfg.drop_rate
+        self.is_grouped = cfg.num_kv_heads != cfg.num_heads
+        kv_dim = cfg.num_kv_heads * cfg.head_dim
+        self.W_query = nn.Linear(cfg.emb_dim, cfg.emb_dim, bias=cfg.qkv_bias)
+        self.W_key = nn.Linear(cfg.emb_dim, kv_dim, bias=cfg.qkv_bias)
+        self.W_value = nn.Linear(cfg.emb_dim, kv_dim, bias=cfg.qkv_bias)
+        self.out_proj = nn.Linear(cfg.emb_dim, cfg.emb_dim, bias=cfg.bias)
+        self.qk_norm = HeadNorm(cfg.head_dim) if cfg.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, position: nn.Module, cache: KVCache | None = None) -> Tensor:
+        start = cache.length if cache else 0
+        queries = position.rotate(self.qk_norm(self._split_heads(self.W_query(x))), start)
+        keys = position.rotate(self.qk_norm(self._split_heads(self.W_key(x))), start)
+        values = self._split_heads(self.W_value(x))
+        if cache:
+            keys, values = cache.append(self.layer, keys, values)
+        context = self._attend(queries, keys, values)
+        return self.out_proj(context.transpose(1, 2).flatten(2))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """(batch, seq, heads × head_dim) -> (batch, heads, seq, head_dim)"""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """融合的注意力：不落地 (seq, total) 的分数表，省内存也更快。"""
+        num_queries, num_keys = queries.shape[2], keys.shape[2]
+        # 三种情形只差掩码：整段（内核自带因果掩码）、接着缓存的一段、单个新 token（什么都看得见）
+        is_whole = num_queries == num_keys
+        mask = None if is_whole or num_queries == 1 else causal_mask(num_queries, num_keys, queries.device)
+        return F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=mask,
+            dropout_p=self.drop_rate if self.training else 0.0,
+            is_causal=is_whole,
+            enable_gqa=self.is_grouped,
+        )

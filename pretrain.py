@@ -1,0 +1,80 @@
+"""预训练：读一个文本文件，从随机权重开始训练语言模型。
+
+python pretrain.py --config configs/gpt2_config_124M.json --data_path data/西游记.txt --model_path model.pth
+"""
+
+import argparse
+import time
+
+from model.config import ModelConfig, count_parameters
+from utils import cli
+from utils.config_file import ConfigFile, read_config
+from utils.errors import UserError, run_program
+from utils.files import check_output_path, read_text
+from utils.settings import TrainingSettings, add_training_arguments
+
+
+def parse_args() -> argparse.Namespace:
+    parser = cli.ArgumentParser("在一个文本文件上预训练语言模型。")
+    add = parser.add_argument
+    add(
+        "--config", type=cli.file_path, default="configs/gpt2_config_124M.json", help="模型配置文件（默认 %(default)s）"
+    )
+    add("--data_path", type=cli.file_path, default="data/西游记.txt", help="语料，一个文本文件（默认 %(default)s）")
+    add("--model_path", type=cli.file_path, default="model.pth", help="权重保存到哪里（默认 %(default)s）")
+    add("--encoding", type=cli.text_encoding, default="utf-8", help="语料的编码（默认 %(default)s）")
+    add_training_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    started = time.monotonic()
+    args = parse_args()
+    config = read_config(args.config, ModelConfig.from_dict)
+    settings = TrainingSettings.from_sources(config.training, args, args.config)
+    text = read_text(args.data_path, args.encoding)
+    check_output_path(args.model_path)
+    # torch 要一两秒才能载入；放到检查之后，写错的参数和 --help 立刻有回应
+    train(args, config, settings, text, started)
+
+
+def train(args: argparse.Namespace, config: ConfigFile, settings: TrainingSettings, text: str, started: float) -> None:
+    import torch
+
+    from model.language_model import LanguageModel
+    from utils import device as devices
+    from utils import report
+    from utils.corpus import Corpus
+    from utils.memory import estimate_training_bytes
+    from utils.optimizers import build_optimizers
+    from utils.train_utils import Trainer, plan_budget
+    from utils.training_run import RunFiles, run_training
+
+    cfg = config.model
+    device = devices.choose_device(settings.device)
+    dtype = devices.choose_dtype(settings.dtype, device)
+    corpus = Corpus.from_text(text, config.tokenizer, args.data_path)
+    if cfg.vocab_size < corpus.tokenizer.vocab_size:
+        reason = f"vocab_size={cfg.vocab_size} 小于分词器词表 {corpus.tokenizer.vocab_size}"
+        raise UserError(config.path, reason, "把 vocab_size 改成分词器词表的大小。")
+    train_loader, validate_loader = corpus.create_loaders(cfg.context_length, settings)
+    needed = estimate_training_bytes(cfg, sum(count_parameters(cfg).values()), settings.batch_size)
+    devices.check_memory(needed, device, "减小 emb_dim / num_layers / --batch_size。")
+
+    torch.manual_seed(settings.seed)
+    model = LanguageModel(cfg).to(device)
+    model.tokenizer_state = corpus.tokenizer.state()
+    if args.compile:
+        model.compile()
+    precision = devices.autocast(device, dtype)
+    trainer = Trainer(model, build_optimizers(model, settings), train_loader, validate_loader, settings, precision)
+    report.print_start(trainer, corpus, config.path, dtype)
+    budget = plan_budget(trainer, started)
+    report.print_plan(trainer, budget)
+    files = RunFiles(args.model_path)
+    kept = run_training(trainer, budget, files)
+    report.print_result(trainer, corpus, kept, files)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,127 @@
+"""模型文件：写出权重和自述，读回之前先检查。"""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+from utils.files import check_input_file, write_atomically
+from utils.text_utils import Tokenizer, load_gpt2_tokenizer
+
+DESCRIPTION_KEY = "_extra_state"  # LanguageModel.get_extra_state 的结果在 state_dict 里的名字
+NOT_A_MODEL = "已损坏或不是模型文件"
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """模型文件的内容。没有自述的文件（只有权重）config 和 tokenizer 为 None。"""
+
+    path: Path
+    weights: dict[str, Tensor]
+    config: dict | None
+    tokenizer: dict | None
+
+
+def save_model(path: Path, model: nn.Module) -> None:
+    """把 state_dict 写成谁都能用 torch.load(path, weights_only=True) 读的文件。"""
+    write_atomically(path, lambda file: torch.save(model.state_dict(), file))
+
+
+def read_model_file(path: Path) -> ModelFile:
+    """检查并读出模型文件到 CPU；有任何不对都抛出 UserError，不执行文件里的任何代码。"""
+    check_input_file(path, "模型文件", "请先运行 pretrain.py，或用 --model_path 指出它在哪里。")
+    _check_archive(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # 内容不可信，读取器抛出什么都可能
+        raise UserError(path, f"{NOT_A_MODEL}（含有权重以外的内容，已拒绝读取）") from None
+    if not isinstance(state, dict):
+        raise UserError(path, NOT_A_MODEL)
+    description = state.pop(DESCRIPTION_KEY, None) or {}
+    if not isinstance(description, dict):
+        raise UserError(path, NOT_A_MODEL)
+    _check_weights(path, state)
+    return ModelFile(path, dict(state), description.get("config"), description.get("tokenizer"))
+
+
+def _check_archive(path: Path) -> None:
+    """torch.save 写的是不压缩的 zip：校验每一项，并拒绝解开后比文件还大的。"""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            is_plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            if not is_plain or sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise UserError(path, NOT_A_MODEL)
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError):
+        raise UserError(path, NOT_A_MODEL, "重新训练，或换回完好的备份。") from None
+    if damaged:
+        raise UserError(path, f"校验失败，{damaged} 已损坏", "重新训练，或换回完好的备份。")
+
+
+def _check_weights(path: Path, weights: dict[Any, Any]) -> None:
+    size = path.stat().st_size
+    for name, tensor in weights.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise UserError(path, NOT_A_MODEL)
+        # 步长为 0 的张量几个字节就能冒充天文数字的大小，先查形状再碰数值
+        is_dense = tensor.layout == torch.strided and tensor.is_contiguous()
+        if not is_dense or tensor.numel() * tensor.element_size() > size:
+            raise UserError(path, f"{NOT_A_MODEL}（张量 {name} 的存储方式不对）")
+        if not torch.isfinite(tensor).all():
+            raise UserError(path, f"权重 {name} 里有 NaN 或无穷大", "换用训练正常时保存的模型。")
+    if not weights:
+        raise UserError(path, f"{NOT_A_MODEL}（没有权重）")
+
+
+def load_weights(model: nn.Module, file: ModelFile, config_name: object) -> None:
+    """把权重装进模型；形状不符时抛出 UserError，说明是哪个配置字段不对。config_name 是配置在消息里的称呼。"""
+    weights = _with_our_names(file.weights, model)
+    expected = {name: value for name, value in model.state_dict().items() if name != DESCRIPTION_KEY}
+    for field, (actual, configured) in _compare_fields(weights, model.cfg).items():
+        if actual != configured:
+            raise UserError(file.path, f"与 {config_name} 不符：{field} 权重为 {actual}，配置为 {configured}")
+    for name in expected.keys() | weights.keys():
+        ours, theirs = (tuple(w[name].shape) if name in w else "没有" for w in (expected, weights))
+        if ours != theirs:
+            raise UserError(file.path, f"与 {config_name} 不符：{name} 在文件里为 {theirs}，按配置应为 {ours}")
+    if model.cfg.tie_weights and not torch.equal(weights["tok_emb.weight"], weights["out_head.weight"]):
+        advice = '在配置里写上 "tie_weights": false。'
+        raise UserError(file.path, f"与 {config_name} 不符：tok_emb.weight 与 out_head.weight 不同", advice)
+    model.load_state_dict({**weights, DESCRIPTION_KEY: {"config": file.config, "tokenizer": file.tokenizer}})
+
+
+def _compare_fields(weights: dict[str, Tensor], cfg: Any) -> dict[str, tuple[Any, Any]]:
+    """由权重的形状反推配置字段：{字段: (权重里的, 配置里的)}"""
+    fields = {}
+    if (embedding := weights.get("tok_emb.weight")) is not None and embedding.dim() == 2:
+        fields["vocab_size"] = (embedding.shape[0], cfg.vocab_size)
+        fields["emb_dim"] = (embedding.shape[1], cfg.emb_dim)
+    if (positions := weights.get("position.pos_emb.weight")) is not None:
+        fields["context_length"] = (positions.shape[0], cfg.context_length)
+    blocks = {name.split(".")[1] for name in weights if name.startswith("trf_blocks.")}
+    return {**fields, "num_layers": (len(blocks), cfg.num_layers)}
+
+
+def _with_our_names(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """早期版本的权重只有名字不同：位置嵌入在最外层，因果掩码也存在文件里。"""
+    renamed = {name: tensor for name, tensor in weights.items() if not name.endswith(".attn.mask")}
+    if "pos_emb.weight" in renamed:
+        renamed["position.pos_emb.weight"] = renamed.pop("pos_emb.weight")
+    return renamed
+
+
+def tokenizer_of(file: ModelFile, spec: dict | None) -> Tokenizer:
+    """模型文件里带的分词器；没有带就按配置的 "tokenizer" 一节，缺省是 GPT-2 的。"""
+    if file.tokenizer is not None:
+        try:
+            return Tokenizer.from_state(file.tokenizer)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise UserError(file.path, f"{NOT_A_MODEL}（里面的词表不完整）") from None
+    if spec is not None and spec["type"] != "gpt2":
+        raise UserError(file.path, "里面没有词表，而配置要求语料自己的词表", "换用带词表的模型文件。")
+    return load_gpt2_tokenizer()

@@ -1,0 +1,115 @@
+"""命令行：中文的 argparse，各种取值的检查，所有错误变成 UserError。"""
+
+import argparse
+import codecs
+import difflib
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from utils.errors import UserError
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse 的中文版：帮助是中文，错误是一行，写错的参数名给出猜测。"""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, add_help=False, allow_abbrev=False, formatter_class=_HelpFormatter)
+        self._optionals.title = "参数"
+        self.add_argument("-h", "--help", action="help", help="显示这份帮助")
+
+    def parse_args(self, args: list[str] | None = None, namespace: argparse.Namespace | None = None):
+        namespace, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].split("=")[0]
+            close = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.5)
+            advice = f"是否想写 {close[0]}？" if close else "用 --help 查看全部参数。"
+            raise UserError(name, "无法识别的参数", advice)
+        return namespace
+
+    def error(self, message: str):
+        match = re.match(r"argument (\S+): (.*)", message, re.DOTALL)
+        subject, reason = match.groups() if match else ("命令行", message)
+        for english, chinese in _TRANSLATIONS:
+            reason = re.sub(english, chinese, reason, flags=re.DOTALL)
+        raise UserError(subject.split("/")[-1], reason, "用 --help 查看说明。")
+
+
+# argparse 自己产生的几句英文；取值的检查都在下面的函数里，本来就是中文
+_TRANSLATIONS = (
+    (r"expected one argument", "后面缺少取值"),
+    (r"expected at least one argument", "后面至少要有一个取值"),
+    (r"ignored explicit argument (.*)", r"不接受取值，收到 \1"),
+    (r"the following arguments are required: (.*)", r"缺少必填参数 \1"),
+    (r"not allowed with argument (.*)", r"不能与 \1 同时使用"),
+)
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32)
+
+    def add_usage(self, usage, actions, groups, prefix=None):
+        super().add_usage(usage, actions, groups, "用法：")
+
+    def _format_args(self, action, default_metavar):
+        return "" if action.nargs == 0 else "值"
+
+
+def _number(convert: Callable[[str], float], kind: str, is_valid: Callable[[float], bool]) -> Callable[[str], float]:
+    """做一个检查函数：文字变成数，不合要求时说明要求和收到的值。"""
+
+    def parse(text: str):
+        try:
+            value = convert(text)
+        except ValueError:
+            value = None
+        if value is None or not math.isfinite(value) or not is_valid(value):
+            raise argparse.ArgumentTypeError(f"必须是{kind}，收到 {text}")
+        return value
+
+    return parse
+
+
+positive_int = _number(int, "≥1 的整数", lambda value: value >= 1)
+non_negative_int = _number(int, "≥0 的整数", lambda value: value >= 0)
+seed_int = _number(int, "0 到 2^63-1 的整数", lambda value: 0 <= value < 2**63)
+positive_float = _number(float, ">0 的有限数", lambda value: value > 0)
+non_negative_float = _number(float, "≥0 的有限数", lambda value: value >= 0)
+probability = _number(float, "(0, 1] 内的数", lambda value: 0 < value <= 1)
+fraction = _number(float, "[0, 1) 内的数", lambda value: 0 <= value < 1)
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """只接受列出的几个词。"""
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"应为 {' | '.join(choices)} 之一，收到 {text}")
+        return text
+
+    return parse
+
+
+def text_encoding(name: str) -> str:
+    """Python 认识的文本编码名。"""
+    try:
+        "".encode(name)
+        return codecs.lookup(name).name
+    except (LookupError, ValueError):
+        raise argparse.ArgumentTypeError(f"不认识的编码 {name}，常用的有 utf-8、gb18030、big5") from None
+
+
+def file_path(text: str) -> Path:
+    """非空的文件路径。"""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError("不能是空的路径")
+    return Path(text)
+
+
+def plain_text(text: str) -> str:
+    """任意非空文字。"""
+    if not text:
+        raise argparse.ArgumentTypeError("不能为空")
+    return text

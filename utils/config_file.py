@@ -1,0 +1,83 @@
+"""读配置文件：configs/*.json 里是模型配置，外加可选的 "training" 和 "tokenizer" 两节。"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.files import check_input_file
+
+CONFIGS_DIR = Path(__file__).resolve().parent.parent / "configs"
+TOKENIZER_TYPES = ("gpt2", "bpe")
+MIN_BPE_VOCAB_SIZE = 257  # 256 个字节和一个文本结束符
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """配置文件的内容。"""
+
+    path: Path
+    model: Any  # build_model_config 的结果
+    tokenizer: dict  # {"type": "gpt2"} 或 {"type": "bpe", "vocab_size": N}
+    training: dict  # 训练设置，还未检查
+
+
+def read_config(path: Path, build_model_config: Callable[[dict], Any]) -> ConfigFile:
+    """读出并检查配置文件；任何问题都抛出写明文件和字段的 UserError。"""
+    available = "、".join(sorted(item.name for item in CONFIGS_DIR.glob("*.json")))
+    check_input_file(path, "配置文件", f"configs/ 下可用：{available}。")
+    values = _parse_json(path)
+    training = values.pop("training", {})
+    tokenizer = values.pop("tokenizer", {"type": "gpt2"})
+    if not isinstance(training, dict):
+        raise UserError(path, '"training" 应为一个对象 {…}')
+    _check_tokenizer(tokenizer, path)
+    try:
+        return ConfigFile(path, build_model_config(values), tokenizer, training)
+    except ValueError as error:
+        raise UserError(path, str(error)) from None
+
+
+def _parse_json(path: Path) -> dict:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        values = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_reject_constant)
+    except json.JSONDecodeError as error:
+        reason = f"第 {error.lineno} 行第 {error.colno} 列不是合法 JSON：{error.msg}"
+        raise UserError(path, reason) from None
+    except UnicodeDecodeError as error:
+        raise UserError(path, f"第 {error.start + 1} 字节不是 UTF-8", "请另存为 UTF-8。") from None
+    except RecursionError:
+        raise UserError(path, "嵌套太深，不是配置文件") from None
+    except ValueError as error:
+        raise UserError(path, str(error)) from None
+    if not isinstance(values, dict):
+        raise UserError(path, "最外层应为一个对象 {…}")
+    return values
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict:
+    values = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"字段 {key} 重复")
+        values[key] = value
+    return values
+
+
+def _reject_constant(name: str):
+    raise ValueError(f"{name} 不是合法的数值")
+
+
+def _check_tokenizer(tokenizer: Any, path: Path) -> None:
+    kind = tokenizer.get("type") if isinstance(tokenizer, dict) else tokenizer
+    if kind not in TOKENIZER_TYPES:
+        raise UserError(path, f'"tokenizer" 的 type 应为 {" | ".join(TOKENIZER_TYPES)} 之一，收到 {kind!r}')
+    allowed = {"type", "vocab_size"} if kind == "bpe" else {"type"}
+    if unknown := set(tokenizer) - allowed:
+        raise UserError(path, f'"tokenizer" 里有未知字段 {"、".join(sorted(unknown))}')
+    size = tokenizer.get("vocab_size")
+    if kind == "bpe" and (type(size) is not int or size < MIN_BPE_VOCAB_SIZE):
+        raise UserError(path, f'"tokenizer" 的 vocab_size 应为 ≥{MIN_BPE_VOCAB_SIZE} 的整数，收到 {size!r}')

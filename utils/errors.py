@@ -1,0 +1,91 @@
+"""错误：用户能改正的事只用一个异常类，在每个程序的 main 外面统一变成一行消息和退出码。"""
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+EXIT_FAILED = 1  # 运行中失败：磁盘、内存、设备、数值
+EXIT_USER_INPUT = 2  # 用户的输入有误：参数、配置、数据、模型文件
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+
+class UserError(Exception):
+    """用户能改正的错误：什么东西、为什么不行、怎么办。"""
+
+    exit_code = EXIT_USER_INPUT
+
+    def __init__(self, subject: object, reason: str, advice: str = ""):
+        text = f"错误：{subject}：{reason}。{advice}"
+        super().__init__(" ".join(text.split("\n")).replace("。。", "。"))
+
+
+class RunError(UserError):
+    """输入没错，但运行中失败：磁盘、内存、设备、数值。"""
+
+    exit_code = EXIT_FAILED
+
+
+class Terminated(BaseException):
+    """收到 SIGTERM；像 KeyboardInterrupt 一样不会被普通的 except 拦下。"""
+
+
+def _raise_terminated(signum, frame):
+    raise Terminated
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """运行 main 并以约定的退出码结束：0 完成，1 运行失败，2 输入有误，130/143 信号。"""
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    # 终端不是 UTF-8 时，打不出的字换成问号，而不是崩溃
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    code = _exit_code_of(main)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_stdout()
+    sys.exit(code)
+
+
+def _exit_code_of(main: Callable[[], None]) -> int:
+    try:
+        main()
+        return 0
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except Terminated:
+        return EXIT_TERMINATED
+    except BrokenPipeError:
+        _discard_stdout()
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENOMEM):
+            raise
+        print(RunError(error.filename or "磁盘", error.strerror, "已有的文件没有改动。"), file=sys.stderr)
+        return EXIT_FAILED
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(RunError("内存", "不够用", OUT_OF_MEMORY_ADVICE), file=sys.stderr)
+        return EXIT_FAILED
+
+
+OUT_OF_MEMORY_ADVICE = "减小 --batch_size（可同时增大 --accumulation_steps），或换更小的配置。"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """torch 没有统一的类型：显存不足是 OutOfMemoryError，主机内存不足是带特定文字的 RuntimeError。"""
+    marks = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(mark in str(error).lower() for mark in marks)
+
+
+def _discard_stdout() -> None:
+    """读的一方（如 head -1）已经离开；换成空设备，解释器退出时才不会再报错。"""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

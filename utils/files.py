@@ -1,0 +1,102 @@
+"""文件：读用户给的文件之前先看清它是什么；写文件要么全成，要么不动。"""
+
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from utils.errors import UserError
+
+
+def check_input_file(path: Path, kind: str, advice: str = "") -> None:
+    """path 必须是可读的普通文件；kind 是它在消息里的称呼，如“数据文件”。"""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise UserError(path, f"找不到{kind}", advice) from None
+    except (OSError, ValueError) as error:
+        raise UserError(path, f"打不开{kind}（{error}）") from None
+    if not stat.S_ISREG(mode):
+        raise UserError(path, "不是普通文件", f"这里需要一个{kind}。")
+    if not os.access(path, os.R_OK):
+        raise UserError(path, "没有读取权限")
+
+
+def check_output_path(path: Path) -> None:
+    """开始计算之前确认 path 写得进去：建好所在文件夹，并真的写一个临时文件试试。"""
+    if path.is_dir():
+        raise UserError(path, "是一个文件夹", "请给出文件名。")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(path, f"无法写入文件夹 {path.parent}（{reason}）", "换一个位置，或检查权限。") from None
+
+
+def keep_backup(path: Path) -> Path | None:
+    """已有的 path 改名为 <name>.bak（已被占用则 .bak2、.bak3 …）并返回新名字；没有则返回 None。"""
+    if not path.exists():
+        return None
+    number = 1
+    while (backup := path.with_name(f"{path.name}.bak{'' if number == 1 else number}")).exists():
+        number += 1
+    os.replace(path, backup)
+    return backup
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """用 write(文件) 写出 path：先写同一文件夹里的临时文件并落盘，再改名顶替，任何时刻断电都不会留下半个文件。"""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_current_umask())  # mkstemp 只给自己读写权限
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _current_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """读出整个文本文件；去掉字节顺序标记，Windows 换行变成 \\n。"""
+    check_input_file(path, "数据文件")
+    return decode_text(path.read_bytes(), path, encoding)
+
+
+def decode_text(data: bytes, path: Path, encoding: str) -> str:
+    """字节变成文字；不合编码时抛出 UserError，写明第几个字节、像哪种编码。"""
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        guess = _guess_encoding(data)
+        like = f"（像 {guess.upper()}）" if guess else ""
+        advice = f"加 --encoding {guess}。" if guess else "用 --encoding 指出它的编码，或另存为 UTF-8。"
+        name = encoding.upper()
+        raise UserError(path, f"第 {error.start + 1} 字节不是 {name}{like}", advice) from None
+    except UnicodeError as error:  # 如 utf-16 缺少字节顺序标记
+        raise UserError(path, f"不是 {encoding.upper()}（{error}）", "用 --encoding 指出它的编码。") from None
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _guess_encoding(data: bytes) -> str | None:
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    for encoding in ("utf-8", "gb18030", "big5"):
+        try:
+            data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        return encoding
+    return None

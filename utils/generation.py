@@ -1,0 +1,117 @@
+"""生成：由分数挑出下一个 token，接上，再猜下一个。"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from utils.text_utils import StreamDecoder, Tokenizer, text_to_token_ids
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """怎样从分数里挑：默认每次取分数最高的。"""
+
+    temperature: float = 0.0  # 0 取最高分；越大分布越平
+    top_k: int | None = None  # 只在分数最高的 k 个里抽
+    top_p: float | None = None  # 只在累计概率刚好达到 p 的最可能的那些里抽
+    repetition_penalty: float = 1.0  # 大于 1 时压低出现过的 token
+
+
+def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """出现过的 token：正分除以 penalty，负分乘以 penalty (Keskar et al. 2019, 4.1 节)。
+
+    logits (batch, vocab_size), seen (batch, seq) -> (batch, vocab_size)
+    """
+    scores = logits.gather(1, seen)
+    scores = torch.where(scores > 0, scores / penalty, scores * penalty)
+    return logits.scatter(1, seen, scores)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """第 k 名以后的分数变成 -∞ (Fan et al. 2018)。(batch, vocab_size) -> 同形状"""
+    threshold = logits.topk(min(k, logits.shape[-1])).values[:, [-1]]
+    return logits.masked_fill(logits < threshold, -torch.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """从最可能的开始累计，达到 p 之后的变成 -∞；最可能的总会留下 (Holtzman et al. 2020, 3.1 节)。"""
+    ordered, indices = logits.sort(descending=True)
+    probabilities = ordered.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities  # 排在自己前面的概率之和
+    return logits.scatter(1, indices, ordered.masked_fill(before >= p, -torch.inf))
+
+
+def sample_next_token(logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    """logits (batch, vocab_size), 已有的 token (batch, seq) -> (batch, 1)"""
+    logits = logits.float()
+    if sampling.repetition_penalty != 1.0:
+        logits = penalize_repetition(logits, seen, sampling.repetition_penalty)
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1, keepdim=True)
+    # 先减去最大值，温度极小时也不会溢出；分布不变
+    logits = (logits - logits.max(dim=-1, keepdim=True).values) / sampling.temperature
+    if sampling.top_k is not None:
+        logits = keep_top_k(logits, sampling.top_k)
+    if sampling.top_p is not None:
+        logits = keep_top_p(logits, sampling.top_p)
+    # 在 CPU 上抽样：同一个种子在任何设备上都抽到同样的结果
+    return torch.multinomial(logits.softmax(dim=-1).cpu(), 1, generator=generator).to(seen.device)
+
+
+@torch.inference_mode()
+def _next_logits(model: nn.Module, token_ids: Tensor, cache) -> Tensor:
+    """接着缓存算下一个 token 的分数。上下文满了就从最后 context_length 个 token 重新算起。"""
+    new_ids = token_ids[:, cache.length :]
+    if token_ids.shape[1] > model.cfg.context_length:
+        cache.length = 0
+        new_ids = token_ids[:, -model.cfg.context_length :]
+    return model.next_logits(new_ids, cache)
+
+
+def generate_tokens(
+    model: nn.Module, token_ids: Tensor, vocab_size: int, sampling: Sampling, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """无尽地逐个产生 token，每次 (batch, 1)；只抽前 vocab_size 个 id，词表的补齐部分抽不到。
+
+    token_ids: (batch, seq)，至少一个 token。
+    """
+    cache = model.new_cache(token_ids.shape[0])
+    while True:
+        logits = _next_logits(model, token_ids, cache)[:, :vocab_size]
+        next_ids = sample_next_token(logits, token_ids, sampling, generator)
+        yield next_ids
+        token_ids = torch.cat((token_ids, next_ids), dim=1)
+
+
+def stream_text(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompt: str,
+    max_new_tokens: int,
+    sampling: Sampling,
+    generator: torch.Generator,
+) -> Iterator[str]:
+    """先交出提示语，再随生成一点一点交出文字；遇到文本结束符就停。各段相连等于整体解码。"""
+    token_ids = text_to_token_ids(prompt, tokenizer).to(next(model.parameters()).device)
+    decoder = StreamDecoder(tokenizer)
+    yield "".join(decoder.push(token_id) for token_id in token_ids[0].tolist())
+    tokens = generate_tokens(model, token_ids, tokenizer.vocab_size, sampling, generator)
+    for _, next_ids in zip(range(max_new_tokens), tokens, strict=False):
+        if next_ids.item() == tokenizer.end_of_text_id:
+            break
+        yield decoder.push(next_ids.item())
+    yield decoder.finish()
+
+
+def generate_text(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompt: str,
+    max_new_tokens: int,
+    sampling: Sampling,
+    generator: torch.Generator,
+) -> str:
+    """stream_text 的全部文字。"""
+    return "".join(stream_text(model, tokenizer, prompt, max_new_tokens, sampling, generator))

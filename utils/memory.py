@@ -1,0 +1,15 @@
+"""训练要用多少内存：开始之前就算出来，装不下的不必试。"""
+
+from typing import Any
+
+BYTES_PER_PARAMETER = 16  # float32 的权重、梯度和 AdamW 的两个动量
+ACTIVATIONS_PER_LAYER = 16  # 每层为反向传播留下的激活，以 (batch, seq, emb_dim) 为单位，4 倍宽的前馈占一半
+LOGITS_COPIES = 3  # 分数、它的 log-softmax、它的梯度
+
+
+def estimate_training_bytes(cfg: Any, num_parameters: int, batch_size: int) -> int:
+    """一步训练的内存峰值（字节），只取大头，误差约三成。"""
+    tokens = batch_size * cfg.context_length
+    activations = tokens * cfg.emb_dim * cfg.num_layers * ACTIVATIONS_PER_LAYER * 4
+    logits = tokens * cfg.vocab_size * LOGITS_COPIES * 4
+    return num_parameters * BYTES_PER_PARAMETER + activations + logits

@@ -1,0 +1,87 @@
+"""预训练开始前和结束后对用户说的话。"""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils.checkpoint import load_weights, read_model_file
+from utils.corpus import Corpus
+from utils.device import describe_device
+from utils.generation import Sampling, generate_text
+from utils.train_utils import Budget, Evaluation, Trainer, calc_loss_loader
+from utils.training_run import RunFiles, format_duration
+
+HOURS_ARE_LONG = 3600.0
+QUICK_CONFIG = "configs/pocket_config_5M.json"
+SAMPLE_TOKENS = 100
+SAMPLE_PROMPT_CHARACTERS = 8
+
+
+def print_start(trainer: Trainer, corpus: Corpus, config_path: Path, dtype: torch.dtype) -> None:
+    """训练之前：用什么设备、多大的模型、多少数据。"""
+    cfg = trainer.model.cfg
+    num_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    kind = "GPT-2 词表" if corpus.tokenizer.kind == "gpt2" else "在训练部分上训练的词表"
+    print(f"设备：{describe_device(trainer.device)}，精度 {str(dtype).removeprefix('torch.')}")
+    print(f"模型：{config_path}，{num_parameters:,} 个参数，上下文 {cfg.context_length} 个 token")
+    print(f"词表：{kind}，{corpus.tokenizer.vocab_size:,} 个 token，平均每个 {corpus.characters_per_token:.2f} 字")
+    print(
+        f"语料：{corpus.path}，训练 {len(corpus.train_text):,} 字（{len(corpus.train_ids):,} token），"
+        f"验证 {len(corpus.validate_text):,} 字（{len(corpus.validate_ids):,} token）"
+    )
+
+
+def print_plan(trainer: Trainer, budget: Budget) -> None:
+    """训练之前：一共几步，大约多久；太久就推荐小一些的配置。"""
+    settings = trainer.settings
+    total_steps, seconds_per_step = budget.total_steps, budget.seconds_per_step
+    estimate = total_steps * seconds_per_step * 1.1  # 评估和保存约占一成
+    epochs = total_steps / trainer.steps_per_epoch
+    time = format_duration(estimate)
+    if settings.max_minutes and settings.max_minutes * 60 < estimate:
+        time = f"{format_duration(settings.max_minutes * 60)}后停止（跑完要 {time}）"
+    else:
+        time = f"预计 {time}"
+    speed = settings.batch_size * settings.accumulation_steps * trainer.model.cfg.context_length / seconds_per_step
+    print(
+        f"训练：{epochs:.3g} 轮共 {total_steps:,} 步，实测每步 {seconds_per_step:.3g} 秒（{speed:,.0f} token/s），{time}"
+    )
+    if min(estimate, 60 * (settings.max_minutes or math.inf)) > HOURS_ARE_LONG:
+        print(f"想几分钟就看到结果，可以换小模型：python pretrain.py --config {QUICK_CONFIG}")
+
+
+def print_result(trainer: Trainer, corpus: Corpus, kept: Evaluation, files: RunFiles) -> None:
+    """训练之后：所保存权重在整个验证部分上的损失、一段样文、文件在哪里。"""
+    model, settings = trainer.model, trainer.settings
+    if kept.step != trainer.step:  # 内存里是最后的权重，文件里是最好的
+        load_weights(model, read_model_file(files.model), files.model)
+    loss = (
+        kept.validate_loss
+        if trainer.evaluates_everything
+        else calc_loss_loader(model, trainer.validate_loader, trainer.precision)
+    )
+    covered = trainer.validate_loader.dataset.target_ids().tolist()
+    characters, num_bytes = corpus.tokenizer.count_text(covered)
+    total = loss * len(covered)
+    name = "Best" if settings.keep == "best" else "Last"
+    print(
+        f"{name} validate loss {loss:.3f} (Step {kept.step:06d}), {total / characters:.3f} nats/char, "
+        f"{total / num_bytes / math.log(2):.3f} bits/byte"
+    )
+    print(f"样文：{sample(model, corpus, settings.sample_prompt, settings.seed)}")
+    which = "验证损失最低的" if settings.keep == "best" else "最后的"
+    print(f"{which}权重（第 {kept.step} 步）：{files.model}；损失曲线：{files.curve}；日志：{files.log}")
+    print(f"现在可以和它说话：python generate.py --model_path {files.model} --temperature 0.8 --top_k 50")
+
+
+def sample(model: nn.Module, corpus: Corpus, prompt: str | None, seed: int) -> str:
+    """用 prompt（缺省取验证部分的开头几个字）起头写一段。"""
+    prompt = prompt or corpus.validate_text.strip()[:SAMPLE_PROMPT_CHARACTERS]
+    generator = torch.Generator().manual_seed(seed)
+    was_training = model.training
+    model.eval()
+    text = generate_text(model, corpus.tokenizer, prompt, SAMPLE_TOKENS, Sampling(0.8, 50), generator)
+    model.train(was_training)
+    return text

@@ -1,0 +1,148 @@
+"""一次训练从头到尾：进度条、日志行、保存最好的权重、损失曲线。所有训练程序共用。"""
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from utils.checkpoint import save_model
+from utils.errors import Terminated
+from utils.files import keep_backup, write_atomically
+from utils.plotting import plot_losses
+from utils.train_utils import Budget, Evaluation, Trainer
+
+
+def format_log_line(record: Evaluation) -> str:
+    """Ep 1 (Step 000000): Train loss 9.375, Validate loss 9.433"""
+    return (
+        f"Ep {record.epoch} (Step {record.step:06d}): "
+        f"Train loss {record.train_loss:.3f}, Validate loss {record.validate_loss:.3f}"
+    )
+
+
+def format_duration(seconds: float) -> str:
+    """给人看的时长，如 3 分 20 秒。"""
+    if seconds < 60:
+        return f"{seconds:.0f} 秒"
+    minutes, seconds = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} 分 {seconds} 秒"
+    return f"{minutes / 60:.1f} 小时" if minutes < 48 * 60 else f"{minutes / 1440:.1f} 天"
+
+
+class RunFiles:
+    """一次训练写出的三个文件，名字都由 model_path 而来；写之前把同名的旧文件留作备份。"""
+
+    def __init__(self, model_path: Path):
+        self.model = model_path
+        self.log = model_path.with_name(model_path.name + ".log.jsonl")
+        self.curve = model_path.with_name(model_path.name + ".loss.png")
+        self.records: list[Evaluation] = []
+        self._backed_up: set[Path] = set()
+
+    def save_model(self, trainer: Trainer) -> None:
+        self._back_up_once(self.model)
+        save_model(self.model, trainer.model)
+
+    def add_record(self, record: Evaluation) -> None:
+        """日志每次整个重写：几百行而已，换来任何时刻文件都完整。"""
+        self.records.append(record)
+        self._back_up_once(self.log)
+        lines = "".join(json.dumps(asdict(item)) + "\n" for item in self.records)
+        write_atomically(self.log, lambda file: file.write(lines.encode("utf-8")))
+
+    def draw_curve(self) -> None:
+        self._back_up_once(self.curve)
+        columns = zip(*((item.tokens, item.train_loss, item.validate_loss) for item in self.records), strict=True)
+        plot_losses(*map(list, columns), self.curve)
+
+    def _back_up_once(self, path: Path) -> None:
+        if path not in self._backed_up and (backup := keep_backup(path)):
+            tqdm.write(f"已有的 {path} 改名保留为 {backup.name}", file=sys.stderr)
+        self._backed_up.add(path)
+
+
+class ProgressBar:
+    """终端里的进度条：进度、损失、每秒 token 数、剩余时间。stderr 不是终端时什么也不画。"""
+
+    def __init__(self, trainer: Trainer, budget: Budget):
+        form = "{percentage:3.0f}%|{bar}|{postfix} 剩余 {remaining}"
+        self._bar = tqdm(total=1.0, bar_format=form, disable=None, mininterval=0.5, file=sys.stderr)
+        self._trainer, self._budget = trainer, budget
+        trainer.on_step = self.update
+
+    def update(self, loss: float, progress: float) -> None:
+        if self._bar.disable:
+            return
+        speed = self._trainer.tokens / max(1e-9, self._budget.seconds)
+        text = f" 第 {self._trainer.step} 步 损失 {loss:.3f} {speed:,.0f} token/s"
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(min(1.0, progress) - self._bar.n)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+@contextmanager
+def stop_on_signal(trainer: Trainer) -> Iterator[list[int]]:
+    """第一个 SIGINT 或 SIGTERM 让训练在这一步之后停下，第二个立刻离开；交出收到的信号。"""
+    received: list[int] = []
+
+    def handle(signum: int, frame: object) -> None:
+        trainer.stop_requested = True
+        received.append(signum)
+        if len(received) > 1:
+            raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
+
+    previous = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+def run_training(trainer: Trainer, budget: Budget, files: RunFiles) -> Evaluation:
+    """训练到底，每次评估打印一行、记一行日志，保存要留的权重；返回所保存的权重的那次评估。
+
+    被信号打断时先保存，再以相应的退出码离开。
+    """
+    kept = None
+    bar = ProgressBar(trainer, budget)
+    with stop_on_signal(trainer) as received:
+        try:
+            for record in trainer.run(budget):
+                tqdm.write(format_log_line(record), file=sys.stdout)
+                sys.stdout.flush()
+                files.add_record(record)
+                if record.step and (kept is None or trainer.settings.keep == "last" or is_better(record, kept)):
+                    files.save_model(trainer)
+                    kept = record
+        finally:
+            bar.close()
+    if received:
+        _leave(trainer, files, kept, received[0])
+    files.draw_curve()
+    return kept
+
+
+def is_better(record: Evaluation, kept: Evaluation) -> bool:
+    return record.validate_loss < kept.validate_loss
+
+
+def _leave(trainer: Trainer, files: RunFiles, kept: Evaluation | None, signum: int) -> None:
+    if trainer.step and (kept is None or trainer.settings.keep == "last"):
+        files.save_model(trainer)
+        saved_step = trainer.step
+    else:
+        saved_step = kept.step if kept else None
+    if files.records:
+        files.draw_curve()
+    message = f"，{files.model} 里是第 {saved_step} 步的权重" if saved_step else "，还没有可保存的权重"
+    print(f"已在第 {trainer.step} 步停止{message}。", file=sys.stderr)
+    raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
