@@ -53,34 +53,168 @@ def download(dataset: Dataset, url: str, target: Path, timeout: float) -> Path |
         start = part.stat().st_size if part.exists() else 0
         if start != dataset.size:
             _fetch(dataset, url, part, start if start < dataset.size else 0, timeout)
-        if (received := sha256_of(part)) != dataset.sha256:
+        if (received := _sha256(part)) != dataset.sha256:
             part.unlink()
             reason = f"下载到的内容不对（SHA-256 是 {received}，应为 {dataset.sha256}），已删除 {part.name}"
             raise RunError(url, reason, "再运行一次会从头下载；仍然不对就用 --url 换一个镜像。")
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
         backup = keep_backup(target)
         os.replace(part, target)
     return backup
 
 
 def _fetch(dataset: Dataset, url: str, part: Path, start: int, timeout: float) -> None:
-    """从第 start 字节起把 part 补到 dataset.size 字节；多出来的一概不读。中途失败时，收到的都留在 part 里。"""
+    """从第 start 字节起把 part 补到 dataset.size 字节，多出来的一概不读；中途失败时，收到的都留在 part 里。"""
     with _network_errors(dataset, url, timeout):
         response, start = _open(url, start, timeout)
     with response:
         _check_remote_size(dataset, url, response)
-        with part.open("ab" if start else "wb") as file, _progress_bar(dataset, start) as bar:
-            while bar.n < dataset.size:
+        bar = tqdm(total=dataset.size, initial=start, unit="B", unit_scale=True, disable=None)  # None：只在终端上显示
+        with bar, part.open("ab" if start else "wb") as file:
+            missing = dataset.size - start
+            while missing:
                 with _network_errors(dataset, url, timeout):
-                    # read1 有多少给多少；read 会等到攒满，超时便丢掉已经收到的
-                    chunk = response.read1(min(CHUNK_BYTES, dataset.size - bar.n))
+                    # read1 有多少给多少；read 要攒满才返回，超时就丢掉已经收到的
+                    chunk = response.read1(min(CHUNK_BYTES, missing))
                     if not chunk:
                         raise ConnectionAbortedError
                 file.write(chunk)
                 bar.update(len(chunk))
-            file.flush()
-            os.fsync(file.fileno())
+                missing -= len(chunk)
 
 
-def _progress_bar(dataset: Dataset, start: int) -> tqdm:
-    """标准错误不是终端时（disable=None）什么也不显示。"""
-    return tqdm(total=dataset.size, initial=start, desc=dataset.file_name, unit="B", unit_scale=True, disable=None)
+def _open(url: str, start: int, timeout: float) -> tuple[http.client.HTTPResponse, int]:
+    """请求第 start 字节以后的内容，返回（响应，它实际从第几字节开始）；服务器不能续传就从头来。"""
+    if start:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"})
+        try:
+            response = urllib.request.urlopen(request, timeout=timeout)
+        except urllib.error.HTTPError as error:
+            if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+                raise
+        else:
+            if response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                return response, start
+            if response.status == http.client.OK:
+                return response, 0
+            response.close()
+    return urllib.request.urlopen(url, timeout=timeout), 0
+
+
+def _check_remote_size(dataset: Dataset, url: str, response: http.client.HTTPResponse) -> None:
+    """服务器报出的大小不对（如登录页、错误页），就不必下载，也不动已有的 .part。"""
+    total = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get("Content-Length", "")
+    if total.isdecimal() and int(total) != dataset.size:
+        reason = f"服务器上的文件有 {int(total):,} 字节，应为 {dataset.size:,} 字节"
+        raise RunError(url, reason, _advice(dataset))
+
+
+@contextmanager
+def _network_errors(dataset: Dataset, url: str, timeout: float) -> Iterator[None]:
+    """网络上的各种失败变成一行 RunError。"""
+    try:
+        yield
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError：服务器转去一个不合法的地址
+        raise RunError(url, _explain(error, timeout), _advice(dataset)) from None
+
+
+def _explain(error: Exception, timeout: float) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"服务器回答 {error.code} {error.reason}"
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    known = {
+        TimeoutError: f"等待超过 {timeout:g} 秒没有数据",
+        socket.gaierror: "找不到这台主机，可能没有联网",
+        ssl.SSLCertVerificationError: "无法验证服务器的证书",
+        ConnectionRefusedError: "连接被拒绝",
+        (ConnectionError, http.client.IncompleteRead): "连接中断",
+    }
+    for kind, reason in known.items():
+        if isinstance(cause, kind):
+            return reason
+    return f"网络出错（{cause or type(cause).__name__}）"
+
+
+def _advice(dataset: Dataset) -> str:
+    return (
+        "检查网络后再运行一次，会接着已下载的部分继续；"
+        f"也可用 --url 换一个镜像，或自己找到文件放到 {DATA_DIR / dataset.file_name}。"
+    )
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """磁盘上的失败变成一行 RunError；网络的失败到不了这里。"""
+    try:
+        yield
+    except OSError as error:
+        reason = f"读写失败（{error.strerror or error}）"
+        raise RunError(error.filename or path, reason, "检查磁盘空间和权限后再运行一次。") from None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def is_complete(dataset: Dataset, path: Path) -> bool:
+    """path 已经是完整、正确的 dataset。"""
+    with _disk_errors(path):
+        if not path.exists():
+            return False
+        check_input_file(path, "数据文件")
+        return path.stat().st_size == dataset.size and _sha256(path) == dataset.sha256
+
+
+def http_url(text: str) -> str:
+    """http 或 https 网址；其中的汉字和空格换成网址里合法的写法。"""
+    try:
+        parts = urlsplit(text)
+        host, _ = parts.netloc.encode("idna").decode("ascii"), parts.port
+    except ValueError as error:
+        raise ArgumentTypeError(f"不是合法的网址（{error}）") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in host:
+        raise ArgumentTypeError(f"必须以 http:// 或 https:// 开头并有主机名，收到 {text}")
+    path, query = quote(parts.path, safe="/%:@!$&'()*+,;=~"), quote(parts.query, safe="/?%:@!$&'()*+,;=~")
+    return parts._replace(netloc=host, path=path, query=query, fragment="").geturl()
+
+
+def parse_args():
+    parser = ArgumentParser("下载没有随项目附带的语料：能断点续传，核对 SHA-256 之后才放到位。")
+    names = "、".join(DATASETS)
+    parser.add_argument_group("数据集").add_argument("name", metavar="名称", type=one_of(*DATASETS), help=names)
+    parser.add_argument("--url", type=http_url, help="改从这个镜像下载（默认：文件原来发布的地址）")
+    parser.add_argument("--output", type=file_path, help="保存到哪里（默认：data/ 下的 <名称>.txt）")
+    parser.add_argument(
+        "--timeout",
+        type=positive_float,
+        default=DEFAULT_TIMEOUT,
+        help="连续这么多秒收不到数据就放弃（默认：%(default)g）",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    dataset = DATASETS[args.name]
+    target = args.output or DATA_DIR / dataset.file_name
+    if is_complete(dataset, target):
+        print(f"已经有了，无需下载：{target}（{dataset.size:,} 字节）")
+        return
+    check_output_path(target)
+    try:
+        backup = download(dataset, args.url or dataset.url, target, min(args.timeout, MAX_TIMEOUT))
+    except (KeyboardInterrupt, Terminated):
+        print("已中断；再运行一次会接着已下载的部分继续。", file=sys.stderr)
+        raise
+    if backup:
+        print(f"提示：原来的 {target.name} 内容不同，已改名为 {backup.name}", file=sys.stderr)
+    print(f"已下载：{target}（{dataset.size:,} 字节）")
+
+
+if __name__ == "__main__":
+    run_program(main)
