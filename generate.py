@@ -19,35 +19,15 @@ def parse_args() -> argparse.Namespace:
     add("--config", type=cli.file_path, help="模型配置文件（默认读模型文件里的自述）")
     add("--model_path", type=cli.file_path, default="model.pth", help="模型文件（默认 %(default)s）")
     add("--max_new_tokens", type=cli.positive_int, default=30, help="最多生成几个 token（默认 %(default)s）")
-    add(
-        "--temperature",
-        type=cli.non_negative_float,
-        default=0.0,
-        help="温度：0 每次取最可能的，越大越随机（默认 %(default)s）",
-    )
+    add("--temperature", type=cli.non_negative_float, default=0.0, help="0 取最可能的，越大越随机（默认 %(default)s）")
     add("--top_k", type=cli.positive_int, help="只从最可能的 k 个 token 里抽（默认不限）")
     add("--top_p", type=cli.probability, help="只从累计概率刚达到 p 的最可能的 token 里抽（默认不限）")
-    add(
-        "--repetition_penalty",
-        type=cli.positive_float,
-        default=1.0,
-        help="大于 1 时压低出现过的 token（默认 %(default)s）",
-    )
+    add("--repetition_penalty", type=cli.positive_float, default=1.0, help="大于 1 则少重复（默认 %(default)s）")
     add("--prompt", type=cli.plain_text, help="开头的文字（默认进入对话）")
     add("--num_samples", type=cli.positive_int, default=1, help="每段开头写几份（默认 %(default)s）")
     add("--seed", type=cli.seed_int, help="随机种子（默认每次不同）")
-    add(
-        "--device",
-        type=cli.one_of("auto", "cpu", "cuda", "mps"),
-        default="auto",
-        help="auto | cpu | cuda | mps（默认 %(default)s）",
-    )
-    add(
-        "--dtype",
-        type=cli.one_of("auto", "float32", "bfloat16"),
-        default="auto",
-        help="auto | float32 | bfloat16（默认 %(default)s）",
-    )
+    add("--device", type=cli.device_name, default="auto", help=f"{cli.DEVICES}（默认 %(default)s）")
+    add("--dtype", type=cli.dtype_name, default="auto", help=f"{cli.DTYPES}（默认 %(default)s）")
     return parser.parse_args()
 
 

@@ -15,11 +15,9 @@ from utils.settings import TrainingSettings, add_training_arguments
 
 
 def parse_args() -> argparse.Namespace:
-    parser = cli.ArgumentParser("在一个文本文件上预训练语言模型。")
+    parser = cli.ArgumentParser("在一个文本文件上预训练语言模型。训练设置的缺省值可由配置文件的 training 一节改变。")
     add = parser.add_argument
-    add(
-        "--config", type=cli.file_path, default="configs/gpt2_config_124M.json", help="模型配置文件（默认 %(default)s）"
-    )
+    add("--config", type=cli.file_path, default="configs/gpt2_config_124M.json", help="模型配置（默认 %(default)s）")
     add("--data_path", type=cli.file_path, default="data/西游记.txt", help="语料，一个文本文件（默认 %(default)s）")
     add("--model_path", type=cli.file_path, default="model.pth", help="权重保存到哪里（默认 %(default)s）")
     add("--encoding", type=cli.text_encoding, default="utf-8", help="语料的编码（默认 %(default)s）")

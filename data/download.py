@@ -3,18 +3,29 @@
 用法：python data/download.py 西游记原著
 """
 
+import hashlib
+import http.client
 import os
+import socket
+import ssl
 import sys
+import urllib.error
+import urllib.request
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 from tqdm import tqdm
 
 # 直接运行本脚本时，Python 只在 data/ 里找模块；加上项目根目录才能用 utils
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.errors import RunError
-from utils.files import keep_backup
+from utils.cli import ArgumentParser, file_path, one_of, positive_float
+from utils.errors import RunError, Terminated, run_program
+from utils.files import check_input_file, check_output_path, keep_backup
 
 DATA_DIR = Path(__file__).resolve().parent
 DEFAULT_TIMEOUT = 30.0  # 秒
@@ -183,7 +194,7 @@ def http_url(text: str) -> str:
     return parts._replace(netloc=host, path=path, query=query, fragment="").geturl()
 
 
-def parse_args():
+def parse_args() -> Namespace:
     parser = ArgumentParser("下载没有随项目附带的语料：能断点续传，核对 SHA-256 之后才放到位。")
     names = "、".join(DATASETS)
     parser.add_argument_group("数据集").add_argument("name", metavar="名称", type=one_of(*DATASETS), help=names)

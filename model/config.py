@@ -114,10 +114,8 @@ def count_parameters(cfg: ModelConfig) -> dict[str, int]:
     norm = cfg.emb_dim * (2 if cfg.norm == "layer_norm" and cfg.bias else 1)
     projections = cfg.emb_dim * (cfg.emb_dim + 2 * kv_dim) + int(cfg.qkv_bias) * (cfg.emb_dim + 2 * kv_dim)
     output = cfg.emb_dim * cfg.emb_dim + bias * cfg.emb_dim
-    matrices_in = 2 if cfg.activation == "swiglu" else 1
-    feed_forward = (matrices_in + 1) * cfg.emb_dim * cfg.hidden_dim + bias * (
-        matrices_in * cfg.hidden_dim + cfg.emb_dim
-    )
+    num_up = 2 if cfg.activation == "swiglu" else 1  # SwiGLU 有两个升维矩阵
+    feed_forward = (num_up + 1) * cfg.emb_dim * cfg.hidden_dim + bias * (num_up * cfg.hidden_dim + cfg.emb_dim)
     return {
         "token 嵌入": cfg.vocab_size * cfg.emb_dim,
         "位置嵌入": cfg.context_length * cfg.emb_dim if cfg.position == "learned" else 0,

@@ -66,7 +66,7 @@ def _number(convert: Callable[[str], float], kind: str, is_valid: Callable[[floa
         except ValueError:
             value = None
         if value is None or not math.isfinite(value) or not is_valid(value):
-            raise argparse.ArgumentTypeError(f"必须是{kind}，收到 {text}")
+            raise argparse.ArgumentTypeError(f"必须是 {kind}，收到 {text}")
         return value
 
     return parse
@@ -90,6 +90,12 @@ def one_of(*choices: str) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+DEVICES = "auto | cpu | cuda | mps"
+DTYPES = "auto | float32 | bfloat16"
+device_name = one_of(*DEVICES.split(" | "))
+dtype_name = one_of(*DTYPES.split(" | "))
 
 
 def text_encoding(name: str) -> str:

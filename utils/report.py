@@ -45,9 +45,8 @@ def print_plan(trainer: Trainer, budget: Budget) -> None:
     else:
         time = f"预计 {time}"
     speed = settings.batch_size * settings.accumulation_steps * trainer.model.cfg.context_length / seconds_per_step
-    print(
-        f"训练：{epochs:.3g} 轮共 {total_steps:,} 步，实测每步 {seconds_per_step:.3g} 秒（{speed:,.0f} token/s），{time}"
-    )
+    speed_text = f"每步 {seconds_per_step:.3g} 秒（{speed:,.0f} token/s）"
+    print(f"训练：{epochs:.3g} 轮共 {total_steps:,} 步，{speed_text}，{time}")
     if min(estimate, 60 * (settings.max_minutes or math.inf)) > HOURS_ARE_LONG:
         print(f"想几分钟就看到结果，可以换小模型：python pretrain.py --config {QUICK_CONFIG}")
 

@@ -19,8 +19,8 @@ class TrainingSettings:
     """所有训练程序共用的设置；字段名就是命令行参数名。"""
 
     epochs: int = _setting(10, cli.positive_int, "最多训练几轮，一轮是把训练数据看一遍")
-    max_steps: int | None = _setting(None, cli.positive_int, "最多训练几步")
-    max_minutes: float | None = _setting(None, cli.positive_float, "整个命令最多用几分钟，学习率按时间衰减")
+    max_steps: int | None = _setting(None, cli.positive_int, "最多训练几步（默认不限）")
+    max_minutes: float | None = _setting(None, cli.positive_float, "整个命令最多用几分钟，学习率按时间衰减（默认不限）")
     batch_size: int = _setting(2, cli.positive_int, "一批几个样本")
     accumulation_steps: int = _setting(1, cli.positive_int, "累积几批的梯度再更新一次参数")
     optimizer: str = _setting("adamw", cli.one_of("adamw", "muon"), "优化器：adamw | muon")
@@ -29,13 +29,13 @@ class TrainingSettings:
     warmup_steps: int = _setting(0, cli.non_negative_int, "学习率从 0 升到最大用几步")
     weight_decay: float = _setting(0.1, cli.non_negative_float, "权重衰减，只作用于矩阵")
     grad_clip: float = _setting(1.0, cli.positive_float, "梯度范数的上限")
-    stride: int | None = _setting(None, cli.positive_int, "相邻窗口的距离，缺省为上下文长度（不重叠）")
+    stride: int | None = _setting(None, cli.positive_int, "相邻窗口的距离（默认等于上下文长度，不重叠）")
     eval_freq: int = _setting(100, cli.positive_int, "每几步评估一次")
-    eval_iter: int | None = _setting(None, cli.positive_int, "评估用几批，缺省为整个验证部分（很大时取一部分）")
-    sample_prompt: str | None = _setting(None, cli.plain_text, "训练后用这段文字开头写一段，缺省取语料的开头")
+    eval_iter: int | None = _setting(None, cli.positive_int, "评估用几批（默认整个验证部分，很大时取一部分）")
+    sample_prompt: str | None = _setting(None, cli.plain_text, "训练后用这段文字开头写一段（默认取验证部分的开头）")
     seed: int = _setting(123, cli.seed_int, "随机种子")
-    dtype: str = _setting("auto", cli.one_of("auto", "float32", "bfloat16"), "计算精度：auto | float32 | bfloat16")
-    device: str = _setting("auto", cli.one_of("auto", "cpu", "cuda", "mps"), "设备：auto | cpu | cuda | mps")
+    dtype: str = _setting("auto", cli.dtype_name, f"计算精度：{cli.DTYPES}")
+    device: str = _setting("auto", cli.device_name, f"设备：{cli.DEVICES}")
     keep: str = _setting("best", cli.one_of("best", "last"), "保存验证损失最低的权重还是最后的：best | last")
 
     @classmethod
@@ -68,12 +68,6 @@ def _check_json_value(item: Any, value: Any, config_path: Path) -> Any:
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """把全部训练设置变成命令行参数；没有给出的为 None，好让配置文件说话。"""
     for item in fields(TrainingSettings):
-        default = "无" if item.default is None else item.default
-        parser.add_argument(
-            f"--{item.name}",
-            type=item.metadata["parse"],
-            help=f"{item.metadata['help']}（默认 {default}，配置文件可改）",
-        )
-    parser.add_argument(
-        "--compile", action="store_true", help="用 torch.compile 编译模型，开始慢、之后快（默认不编译）"
-    )
+        default = "" if item.default is None else f"（默认 {item.default}）"
+        parser.add_argument(f"--{item.name}", type=item.metadata["parse"], help=item.metadata["help"] + default)
+    parser.add_argument("--compile", action="store_true", help="用 torch.compile 编译：开头慢，之后快（默认不编译）")

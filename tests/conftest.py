@@ -1,0 +1,89 @@
+"""测试共用的小模型、小语料，以及“像用户那样”运行程序的办法。"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.config import ModelConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TINY_MODEL = {
+    "vocab_size": 300,
+    "context_length": 16,
+    "emb_dim": 32,
+    "num_heads": 4,
+    "num_layers": 2,
+    "drop_rate": 0.0,
+    "qkv_bias": True,
+}
+TINY_FILE = {
+    **TINY_MODEL,
+    "tokenizer": {"type": "bpe", "vocab_size": 300},
+    "training": {"epochs": 1, "max_steps": 6, "batch_size": 4, "learning_rate": 0.003, "eval_freq": 3},
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """一个程序运行完的样子。"""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def run(program: str, *args: object, cwd: Path, stdin: str | bytes = "", env: dict | None = None) -> Result:
+    """在 cwd 里运行项目的程序，像用户那样只看退出码和两路输出。"""
+    done = subprocess.run(
+        [sys.executable, ROOT / program, *map(str, args)],
+        cwd=cwd,
+        input=stdin if isinstance(stdin, bytes) else stdin.encode("utf-8"),
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", **(env or {})},
+    )
+    return Result(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
+
+
+def tiny_config(**changes) -> ModelConfig:
+    """几毫秒就能算完的 GPT-2，可改任何字段。"""
+    return ModelConfig.from_dict({**TINY_MODEL, **changes})
+
+
+def write_config(folder: Path, **changes) -> Path:
+    """把小模型的配置写成文件；changes 改其中的字段，值为 ... 表示删去。"""
+    values = {key: value for key, value in {**TINY_FILE, **changes}.items() if value is not ...}
+    path = folder / "tiny.json"
+    path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def corpus_text() -> str:
+    """默认语料的前三千字。"""
+    return (ROOT / "data" / "西游记.txt").read_text(encoding="utf-8")[:3000]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, corpus_text) -> Path:
+    """用命令行训练出的小模型所在的文件夹：tiny.json、corpus.txt、model.pth 等。"""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "corpus.txt").write_text(corpus_text, encoding="utf-8")
+    config = write_config(folder)
+    result = run("pretrain.py", "--config", config, "--data_path", "corpus.txt", cwd=folder)
+    assert result.code == 0, result.stderr
+    (folder / "stdout.txt").write_text(result.stdout, encoding="utf-8")
+    (folder / "stderr.txt").write_text(result.stderr, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    torch.manual_seed(0)
