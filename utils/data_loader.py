@@ -52,4 +52,5 @@ class EpochSampler(Sampler[int]):
 
 def create_dataloader(dataset: Dataset, batch_size: int, sampler: EpochSampler | None = None) -> DataLoader:
     """一批是 (batch, seq) 的输入和目标。不给 sampler 时按原来的顺序；最后不满的一批也不丢。"""
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, shuffle=False, drop_last=False)
+    # DataLoader 每轮要抽一个随机数；给它自己的发生器，才不会动到训练的随机状态
+    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, generator=torch.Generator())

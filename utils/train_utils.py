@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
+from utils.data_loader import create_dataloader
 from utils.errors import RunError
 from utils.optimizers import learning_rate_factor, set_learning_rate
 from utils.settings import TrainingSettings
@@ -207,20 +208,24 @@ class Trainer:
 
     def rehearse(self, max_steps: int = 3, max_seconds: float = 20.0) -> float:
         """试跑几步，返回每步秒数；学习率为 0、跑完抹去优化器状态和随机状态，什么也没有改变。"""
-        random_state = torch.get_rng_state()
-        step, tokens = self.step, self.tokens
-        started, durations = time.monotonic(), []
+        before = self.step, self.tokens, self.epoch
+        accelerators = [] if self.device.type == "cpu" else [self.device.index or 0]
+        with torch.random.fork_rng(accelerators, device_type=self.device.type):
+            durations = list(self._timed_steps(max_steps, max_seconds))
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
+        self.step, self.tokens, self.epoch = before
+        return min(durations)  # 第一步含预热，最小的最接近常态
+
+    def _timed_steps(self, max_steps: int, max_seconds: float) -> Iterator[float]:
+        """以学习率 0 走几步，交出各步的秒数。"""
+        started = time.monotonic()
         for batches in islice(self._grouped_batches(), max_steps):
             begin = time.monotonic()
             self._train_step(batches, progress=1.0)
-            durations.append(time.monotonic() - begin)
+            yield time.monotonic() - begin
             if time.monotonic() - started > max_seconds:
-                break
-        for optimizer in self.optimizers:
-            optimizer.state.clear()
-        self.step, self.tokens, self.epoch = step, tokens, 1
-        torch.set_rng_state(random_state)
-        return min(durations)  # 第一步含预热，最小的最接近常态
+                return
 
 
 def evaluate_model(
@@ -238,4 +243,4 @@ def evaluation_loader(loader: DataLoader, num_samples: int) -> DataLoader:
     total = len(loader.dataset)
     count = min(total, num_samples)
     indices = [position * total // count for position in range(count)]
-    return DataLoader(Subset(loader.dataset, indices), batch_size=loader.batch_size)
+    return create_dataloader(Subset(loader.dataset, indices), loader.batch_size)
