@@ -1,0 +1,29 @@
+# make demo：训练一个小模型并让它写字；make test：全部测试。各步对应的普通命令见 README.md。
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean-venv
+
+demo: .venv/runtime-installed
+	$(BIN)/python pretrain.py --config configs/pocket_config_5M.json --data_path data/西游记.txt --model_path model.pth
+	$(BIN)/python generate.py --model_path model.pth --prompt 悟空笑道： --max_new_tokens 120 --temperature 0.8 --top_k 50
+
+test: .venv/development-installed
+	$(BIN)/python -m pytest
+
+lint: .venv/development-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/runtime-installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/development-installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@ .venv/runtime-installed
+
+clean-venv:
+	rm -rf .venv

@@ -1,0 +1,103 @@
+"""utils/files.py：写要么全成，要么不动；读之前先看清。"""
+
+import os
+import stat
+
+import pytest
+
+from utils.errors import UserError
+from utils.files import check_input_file, check_output_path, decode_text, keep_backup, read_text, write_atomically
+
+
+def test_write_replaces_the_whole_file(tmp_path):
+    path = tmp_path / "a.bin"
+    write_atomically(path, lambda file: file.write(b"old"))
+    write_atomically(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_written_file_has_ordinary_permissions(tmp_path):
+    write_atomically(tmp_path / "a", lambda file: file.write(b"x"))
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~umask
+
+
+def test_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_failed_rename_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatch):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def fail(*args):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError):
+        write_atomically(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_backups_never_overwrite_each_other(tmp_path):
+    path = tmp_path / "model.pth"
+    assert keep_backup(path) is None
+    for content, name in (("1", "model.pth.bak"), ("2", "model.pth.bak2"), ("3", "model.pth.bak3")):
+        path.write_text(content, encoding="utf-8")
+        assert keep_backup(path).name == name
+    assert [(tmp_path / f"model.pth.bak{n}").read_text(encoding="utf-8") for n in ("", "2", "3")] == ["1", "2", "3"]
+
+
+def test_output_folder_is_created_and_left_empty(tmp_path):
+    check_output_path(tmp_path / "new" / "deep" / "model.pth")
+    assert list((tmp_path / "new" / "deep").iterdir()) == []
+
+
+def test_output_that_is_a_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="是一个文件夹"):
+        check_output_path(tmp_path)
+
+
+def test_input_must_be_a_regular_file(tmp_path):
+    with pytest.raises(UserError, match="找不到数据文件"):
+        check_input_file(tmp_path / "none", "数据文件")
+    with pytest.raises(UserError, match="不是普通文件"):
+        check_input_file(tmp_path, "数据文件")
+    with pytest.raises(UserError, match="不是普通文件"):
+        check_input_file(type(tmp_path)(os.devnull), "数据文件")
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding", "expected"),
+    [
+        ("悟空".encode(), "utf-8", "悟空"),
+        (b"\xef\xbb\xbfa\r\nb\rc\n", "utf-8", "a\nb\nc\n"),
+        ("悟空".encode("gb18030"), "gb18030", "悟空"),
+        ("悟空".encode("utf-16"), "utf-16", "悟空"),
+    ],
+)
+def test_text_is_decoded_and_line_ends_unified(tmp_path, data, encoding, expected):
+    (tmp_path / "a.txt").write_bytes(data)
+    assert read_text(tmp_path / "a.txt", encoding) == expected
+
+
+def test_wrong_encoding_names_the_byte_and_the_guess(tmp_path):
+    data = b"a" * 1023 + "悟空齐天大圣".encode("gb18030")
+    with pytest.raises(UserError, match="第 1024 字节不是 UTF-8（像 GB18030）。加 --encoding gb18030"):
+        decode_text(data, tmp_path, "utf-8")
+    with pytest.raises(UserError, match="像 UTF-8"):
+        decode_text("，悟空，".encode() + b"!", tmp_path, "ascii")
+    with pytest.raises(UserError, match="UTF-16"):
+        decode_text("悟空".encode("utf-16"), tmp_path, "utf-8")
+    with pytest.raises(UserError, match="第 1 字节不是 UTF-8。用 --encoding"):
+        decode_text(b"\xff\xff\xff", tmp_path, "utf-8")
