@@ -153,7 +153,7 @@ class Trainer:
         self.model.train()
         yield self.evaluate(budget)
         for batches in self._grouped_batches():
-            progress = budget.progress(self.step)
+            progress = budget.progress(self.step) if self.step else 0.0  # 时间再紧也至少走一步
             if progress >= 1 or self.stop_requested:
                 break
             loss = self._train_step(batches, progress)

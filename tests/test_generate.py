@@ -1,0 +1,82 @@
+"""generate.py 从头到尾：像用户那样从命令行运行。"""
+
+import shutil
+
+import torch
+
+from conftest import ROOT, run, write_config
+
+
+def generate(folder, *arguments, stdin=""):
+    result = run("generate.py", *arguments, cwd=folder, stdin=stdin)
+    assert result.code == 0, result.stderr
+    return result
+
+
+def test_prompt_is_continued(trained):
+    result = generate(trained, "--prompt", "悟空", "--max_new_tokens", 20)
+    assert result.stdout.startswith("悟空") and len(result.stdout) > len("悟空\n") and result.stderr == ""
+
+
+def test_greedy_is_the_default_and_repeats_itself(trained):
+    outputs = {generate(trained, "--prompt", "悟空").stdout for _ in range(2)}
+    assert len(outputs) == 1
+
+
+def test_seed_fixes_a_random_answer(trained):
+    def answer(seed):
+        return generate(trained, "--prompt", "悟空", "--temperature", 1.5, "--seed", seed).stdout
+
+    assert answer(1) == answer(1) != answer(2)
+
+
+def test_several_samples_differ_and_are_separated(trained):
+    result = generate(trained, "--prompt", "八戒", "--num_samples", 3, "--temperature", 1.5, "--seed", 1)
+    samples = result.stdout.rstrip("\n").split("\n\n八戒")
+    assert len(samples) == 3 and len(set(samples)) == 3
+
+
+def test_every_sampling_flag_is_accepted(trained):
+    flags = ["--temperature", 0.9, "--top_k", 5, "--top_p", 0.9, "--repetition_penalty", 1.2, "--dtype", "bfloat16"]
+    generate(trained, "--prompt", "师父", *flags)
+
+
+def test_dialogue_answers_each_line_until_exit(trained):
+    result = generate(trained, stdin="你好\n\n悟空\nexit\n八戒\n")
+    lines = result.stdout.split("用户: ")
+    assert [line.split("\n")[0] for line in lines[1:]] == ["你好", "", "悟空", "exit"]
+    assert "模型: 你好" in result.stdout and "模型: 悟空" in result.stdout and "八戒" not in result.stdout
+
+
+def test_dialogue_ends_with_the_input(trained):
+    assert generate(trained, stdin="你好").stdout.startswith("用户: 你好\n模型: 你好")
+
+
+def test_plain_weights_need_a_config_and_load_with_it(trained, tmp_path):
+    state = torch.load(trained / "model.pth", weights_only=True)
+    del state["_extra_state"]
+    weights = {"vocab_size": 50257, "tokenizer": ...}
+    plain = tmp_path / "plain.pth"
+    table = torch.randn(50257, 32) * 0.02
+    torch.save({**state, "tok_emb.weight": table, "out_head.weight": table}, plain)
+    without = run("generate.py", "--model_path", plain, "--prompt", "你好", cwd=tmp_path)
+    assert without.code == 2 and "--config" in without.stderr
+    config = write_config(tmp_path, **weights)
+    result = generate(tmp_path, "--config", config, "--model_path", plain, "--prompt", "你好")
+    assert result.stdout.startswith("你好")
+
+
+def test_model_file_describes_itself_wherever_it_is(trained, tmp_path):
+    shutil.copy(trained / "model.pth", tmp_path / "renamed.bin")
+    assert generate(tmp_path, "--model_path", "renamed.bin", "--prompt", "悟空").stdout.startswith("悟空")
+
+
+def test_matching_config_is_accepted(trained):
+    assert generate(trained, "--config", trained / "tiny.json", "--prompt", "悟空").stdout.startswith("悟空")
+
+
+def test_help_names_every_flag():
+    result = run("generate.py", "--help", cwd=ROOT)
+    flags = """config model_path max_new_tokens temperature top_k top_p repetition_penalty prompt num_samples seed
+    device dtype""".split()
+    assert result.code == 0 and all(f"--{flag} " in result.stdout for flag in flags)
