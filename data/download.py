@@ -132,14 +132,16 @@ def _network_errors(dataset: Dataset, url: str, timeout: float) -> Iterator[None
 
 def _explain(error: Exception, timeout: float) -> str:
     if isinstance(error, urllib.error.HTTPError):
-        return f"服务器回答 {error.code} {error.reason}"
+        return f"服务器回答 {error.code} {http.client.responses.get(error.code, '')}".rstrip()
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    # 服务器发来的文字不进消息：其中可能有换行和终端控制符
     known = {
         TimeoutError: f"等待超过 {timeout:g} 秒没有数据",
         socket.gaierror: "找不到这台主机，可能没有联网",
         ssl.SSLCertVerificationError: "无法验证服务器的证书",
         ConnectionRefusedError: "连接被拒绝",
         (ConnectionError, http.client.IncompleteRead): "连接中断",
+        (http.client.HTTPException, ValueError): "服务器的回答不合 HTTP 规范",
     }
     for kind, reason in known.items():
         if isinstance(cause, kind):
@@ -197,7 +199,7 @@ def http_url(text: str) -> str:
 def parse_args() -> Namespace:
     parser = ArgumentParser("下载没有随项目附带的语料：能断点续传，核对 SHA-256 之后才放到位。")
     names = "、".join(DATASETS)
-    parser.add_argument_group("数据集").add_argument("name", metavar="名称", type=one_of(*DATASETS), help=names)
+    parser.add_argument("name", metavar="名称", type=one_of(*DATASETS), help=names)
     parser.add_argument("--url", type=http_url, help="改从这个镜像下载（默认：文件原来发布的地址）")
     parser.add_argument("--output", type=file_path, help="保存到哪里（默认：data/ 下的 <名称>.txt）")
     parser.add_argument(

@@ -16,7 +16,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, description: str):
         super().__init__(description=description, add_help=False, allow_abbrev=False, formatter_class=_HelpFormatter)
-        self._optionals.title = "参数"
+        self._positionals.title, self._optionals.title = "位置参数", "参数"
         self.add_argument("-h", "--help", action="help", help="显示这份帮助")
 
     def parse_args(self, args: list[str] | None = None, namespace: argparse.Namespace | None = None):
@@ -54,6 +54,8 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().add_usage(usage, actions, groups, "用法：")
 
     def _format_args(self, action, default_metavar):
+        if not action.option_strings:
+            return default_metavar
         return "" if action.nargs == 0 else "值"
 
 

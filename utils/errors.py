@@ -19,7 +19,7 @@ class UserError(Exception):
 
     def __init__(self, subject: object, reason: str, advice: str = ""):
         text = f"错误：{subject}：{reason}。{advice}"
-        super().__init__(" ".join(text.split("\n")).replace("。。", "。"))
+        super().__init__(" ".join(text.splitlines()).replace("。。", "。"))
 
 
 class RunError(UserError):

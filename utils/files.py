@@ -26,9 +26,11 @@ def check_input_file(path: Path, kind: str, advice: str = "") -> None:
 
 def check_output_path(path: Path) -> None:
     """开始计算之前确认 path 写得进去：建好所在文件夹，并真的写一个临时文件试试。"""
-    if path.is_dir():
-        raise UserError(path, "是一个文件夹", "请给出文件名。")
     try:
+        if path.is_dir():
+            raise UserError(path, "是一个文件夹", "请给出文件名。")
+        if path.exists() and not path.is_file():
+            raise UserError(path, "不是普通文件", "请给出普通的文件名。")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass

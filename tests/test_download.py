@@ -1,0 +1,449 @@
+"""data/download.py：对着本机的小服务器运行，不需要网络；用户看得到的从命令行测，其余直接调用 download。"""
+
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from data import download
+from utils.errors import RunError
+
+ROOT = Path(__file__).resolve().parent.parent
+CONTENT = random.Random(7).randbytes(300_000)
+HALF = len(CONTENT) // 2
+
+# 与 data/download.py 的命令行完全相同，只是数据集换成测试用的“小书”，保存到测试的文件夹
+PROGRAM = """
+import json, pathlib, signal, sys
+from data import download
+from utils.errors import run_program
+signal.signal(signal.SIGINT, signal.default_int_handler)  # 在后台运行的测试会继承“忽略 Ctrl-C”
+download.DATASETS = {"小书": download.Dataset(**json.loads(sys.argv.pop(1)))}
+download.DATA_DIR = pathlib.Path(sys.argv.pop(1))
+run_program(download.main)
+"""
+ENVIRONMENT = os.environ | {"PYTHONIOENCODING": "utf-8", "no_proxy": "*"}
+
+
+class Server(ThreadingHTTPServer):
+    """每个请求都交给 answer；ranges 记下每次请求的 Range。"""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answer: Callable[[Handler], None] = resumable
+        self.ranges: list[str | None] = []
+        self.sent = threading.Event()
+        self.release = threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_port}/book.txt"
+
+    def handle_error(self, request, client_address):
+        """客户端提前离开是这里的常事。"""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self):
+        self.server.ranges.append(self.headers["Range"])
+        self.server.answer(self)
+
+    def reply(self, status: int, body: bytes, **headers: object) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format, *args):
+        """不往测试的输出里写访问日志。"""
+
+
+def resumable(handler: Handler) -> None:
+    wanted = re.fullmatch(r"bytes=(\d+)-", handler.headers["Range"] or "")
+    if not wanted:
+        return whole(handler)
+    start, size = int(wanted[1]), len(CONTENT)
+    content_range = f"bytes {start}-{size - 1}/{size}"
+    handler.reply(206, CONTENT[start:], Content_Range=content_range, Content_Length=size - start)
+
+
+def whole(handler: Handler) -> None:
+    handler.reply(200, CONTENT, Content_Length=len(CONTENT))
+
+
+def without_length(handler: Handler) -> None:
+    handler.reply(200, CONTENT)
+
+
+def cut_midway(handler: Handler) -> None:
+    handler.reply(200, CONTENT[:HALF], Content_Length=len(CONTENT))
+
+
+def stall_midway(handler: Handler) -> None:
+    cut_midway(handler)
+    handler.server.release.wait()
+
+
+def stall_at_once(handler: Handler) -> None:
+    handler.server.release.wait()
+
+
+def corrupted(handler: Handler) -> None:
+    handler.reply(200, bytes(len(CONTENT)), Content_Length=len(CONTENT))
+
+
+def endless(handler: Handler) -> None:
+    handler.reply(200, b"")
+    while True:
+        handler.wfile.write(bytes(100_000))
+
+
+def login_page(handler: Handler) -> None:
+    handler.reply(200, b"<html>", Content_Length=6)
+
+
+def refuse_range(handler: Handler) -> None:
+    handler.reply(416, b"") if handler.headers["Range"] else whole(handler)
+
+
+def wrong_range(handler: Handler) -> None:
+    if not handler.headers["Range"]:
+        return whole(handler)
+    handler.reply(206, CONTENT[:10], Content_Range=f"bytes 0-9/{len(CONTENT)}", Content_Length=10)
+
+
+def missing(handler: Handler) -> None:
+    handler.reply(404, b"")
+
+
+def broken(handler: Handler) -> None:
+    handler.reply(500, b"")
+
+
+def not_http(handler: Handler) -> None:
+    handler.wfile.write(b"SSH-2.0-\x1b[31mhello\r\n")
+
+
+def to_local_file(handler: Handler) -> None:
+    handler.reply(302, b"", Location="file:///etc/hosts")
+
+
+@pytest.fixture(autouse=True)
+def without_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.release.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "小书.txt"
+
+
+@pytest.fixture
+def part(target: Path) -> Path:
+    return target.with_name("小书.txt.part")
+
+
+def dataset_at(url: str, content: bytes = CONTENT) -> download.Dataset:
+    return download.Dataset("小书.txt", len(content), hashlib.sha256(content).hexdigest(), url)
+
+
+def command(folder: Path, dataset: download.Dataset, *flags: str) -> list[str]:
+    return [sys.executable, "-c", PROGRAM, json.dumps(asdict(dataset)), str(folder), "小书", *flags]
+
+
+def execute(arguments: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        arguments, cwd=folder, env=ENVIRONMENT | environment, capture_output=True, encoding="utf-8", timeout=30
+    )
+
+
+def get(folder: Path, url: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """运行“download.py 小书”，它发布在 url。"""
+    return execute(command(folder, dataset_at(url), *flags), folder, PYTHONPATH=str(ROOT))
+
+
+def run_script(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """原样运行 data/download.py；当前文件夹不是项目根目录，也没有 PYTHONPATH 帮忙。"""
+    return execute([sys.executable, str(ROOT / "data" / "download.py"), *flags], folder, PYTHONPATH="")
+
+
+def fetch(url: str, target: Path, timeout: float = 30) -> Path | None:
+    return download.download(dataset_at(url), url, target, timeout)
+
+
+def assert_failed(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    """标准错误上只有一行“错误：…”，含有这些词；标准输出上什么也没有。"""
+    assert (result.returncode, result.stdout) == (code, ""), result.stderr
+    assert re.fullmatch(r"错误：[^\n]+\n", result.stderr), result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+def test_download_saves_the_verified_file_and_says_where(server, tmp_path, target):
+    result = get(tmp_path, server.url)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"已下载：{target}（300,000 字节）\n"
+    assert target.read_bytes() == CONTENT
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_server_may_leave_out_the_length(server, target):
+    server.answer = without_length
+    assert fetch(server.url, target) is None
+    assert target.read_bytes() == CONTENT
+
+
+def test_output_flag_chooses_the_path_and_creates_its_folder(server, tmp_path):
+    chosen = tmp_path / "新文件夹" / "书.txt"
+    assert get(tmp_path, server.url, "--output", str(chosen)).returncode == 0
+    assert chosen.read_bytes() == CONTENT
+
+
+def test_url_flag_replaces_the_published_address(server, tmp_path, target):
+    mirror = server.url.replace("book", "西游 记")
+    assert get(tmp_path, "http://127.0.0.1:1/", "--url", mirror).returncode == 0
+    assert target.read_bytes() == CONTENT
+
+
+def test_partial_file_is_resumed_from_where_it_ends(server, target, part):
+    part.write_bytes(CONTENT[:HALF])
+    fetch(server.url, target)
+    assert server.ranges == [f"bytes={HALF}-"]
+    assert target.read_bytes() == CONTENT
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("answer", [whole, refuse_range, wrong_range])
+def test_server_that_cannot_resume_makes_it_start_over(server, target, part, answer):
+    part.write_bytes(b"?" * HALF)
+    server.answer = answer
+    fetch(server.url, target)
+    assert target.read_bytes() == CONTENT
+
+
+def test_cut_connection_keeps_the_partial_file_and_the_next_run_completes_it(server, tmp_path, target, part):
+    server.answer = cut_midway
+    assert_failed(get(tmp_path, server.url), 1, server.url, "连接中断", "再运行一次")
+    assert part.read_bytes() == CONTENT[:HALF]
+    assert not target.exists()
+
+    server.answer = resumable
+    fetch(server.url, target)
+    assert server.ranges == [None, f"bytes={HALF}-"]
+    assert target.read_bytes() == CONTENT
+
+
+def test_complete_partial_file_is_used_without_network(target, part):
+    part.write_bytes(CONTENT)
+    fetch("http://127.0.0.1:1/", target)
+    assert target.read_bytes() == CONTENT
+
+
+def test_partial_file_longer_than_the_dataset_is_replaced(server, target, part):
+    part.write_bytes(CONTENT + b"?")
+    fetch(server.url, target)
+    assert server.ranges == [None]
+    assert target.read_bytes() == CONTENT
+
+
+def test_wrong_content_is_deleted_and_the_existing_file_stays(server, tmp_path, target, part):
+    target.write_bytes(b"mine")
+    server.answer = corrupted
+    assert_failed(get(tmp_path, server.url), 1, "SHA-256", f"已删除 {part.name}", "从头下载")
+    assert list(tmp_path.iterdir()) == [target]
+    assert target.read_bytes() == b"mine"
+
+
+def test_wrong_partial_file_is_deleted_and_the_next_run_starts_over(server, target, part):
+    part.write_bytes(b"?" * HALF)
+    with pytest.raises(RunError, match=f"SHA-256.*已删除 {part.name}"):
+        fetch(server.url, target)
+    assert not part.exists()
+    fetch(server.url, target)
+    assert server.ranges == [f"bytes={HALF}-", None]
+    assert target.read_bytes() == CONTENT
+
+
+def test_endless_answer_is_read_no_further_than_the_known_size(server, tmp_path, target):
+    server.answer = endless
+    with pytest.raises(RunError, match="SHA-256"):
+        fetch(server.url, target)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (broken, "500"),
+        (login_page, "有 6 字节，应为 300,000 字节"),
+        (not_http, "不合 HTTP 规范"),
+        (to_local_file, "302"),
+    ],
+)
+def test_unusable_answer_is_explained_and_the_partial_file_stays(server, target, part, answer, reason):
+    part.write_bytes(CONTENT[:HALF])
+    server.answer = answer
+    with pytest.raises(RunError, match=f"{reason}.*--url.*{target.name}"):
+        fetch(server.url, target)
+    assert part.read_bytes() == CONTENT[:HALF]
+
+
+def test_missing_page_is_one_clear_line(server, tmp_path, target):
+    server.answer = missing
+    assert_failed(get(tmp_path, server.url), 1, server.url, "404", "--url", str(target))
+
+
+def test_stalled_download_times_out_and_keeps_every_received_byte(server, tmp_path, part):
+    server.answer = stall_midway
+    assert_failed(get(tmp_path, server.url, "--timeout", "0.5"), 1, "0.5 秒没有数据", "再运行一次")
+    assert part.read_bytes() == CONTENT[:HALF]
+
+
+def test_server_that_never_answers_times_out(server, target):
+    server.answer = stall_at_once
+    with pytest.raises(RunError, match="0.2 秒没有数据"):
+        fetch(server.url, target, timeout=0.2)
+
+
+def test_refused_connection_says_what_to_do(tmp_path, target):
+    with socket.socket() as unused:  # 占住端口但不监听，连接必被拒绝
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/"
+        assert_failed(get(tmp_path, url), 1, url, "连接被拒绝", "--url", str(target))
+
+
+def test_unknown_host_says_the_network_may_be_absent(monkeypatch, target):
+    def no_network(*args, **kwargs):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    with pytest.raises(RunError, match="没有联网.*--url"):
+        fetch("http://host.invalid/", target)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows 没有能发给单个进程的 Ctrl-C")
+def test_ctrl_c_keeps_the_partial_file(server, tmp_path, part):
+    # 远大于套接字缓冲区：服务器写完前一半，说明客户端至少已经收下了一部分
+    content = bytes(64 * 1024 * 1024)
+
+    def send_half_then_wait(handler: Handler) -> None:
+        handler.reply(200, content[: len(content) // 2], Content_Length=len(content))
+        server.sent.set()
+        server.release.wait()
+
+    server.answer = send_half_then_wait
+    arguments = command(tmp_path, dataset_at(server.url, content))
+    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        arguments, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+    ) as process:
+        assert server.sent.wait(timeout=30)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr == "已中断；再运行一次会接着已下载的部分继续。\n"
+    assert part.stat().st_size > 0
+
+
+def test_file_already_present_needs_no_network(tmp_path, target):
+    target.write_bytes(CONTENT)
+    result = get(tmp_path, "http://127.0.0.1:1/")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"已经有了，无需下载：{target}（300,000 字节）\n"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_different_file_of_that_name_is_kept_as_backup(server, tmp_path, target):
+    existing = bytes(len(CONTENT))
+    target.write_bytes(existing)
+    result = get(tmp_path, server.url)
+    assert result.returncode == 0
+    assert "小书.txt.bak" in result.stderr
+    assert target.with_name("小书.txt.bak").read_bytes() == existing
+    assert target.read_bytes() == CONTENT
+
+
+def test_truncated_file_is_not_taken_for_complete(target):
+    target.write_bytes(CONTENT[:-1])
+    assert not download.is_complete(dataset_at("http://127.0.0.1:1/"), target)
+
+
+def test_disk_failure_is_one_line(server, tmp_path, part):
+    part.mkdir()
+    assert_failed(get(tmp_path, server.url), 1, str(part))
+
+
+def test_folder_as_output_is_refused(server, tmp_path):
+    assert_failed(get(tmp_path, server.url, "--output", str(tmp_path)), 2, str(tmp_path))
+    assert server.ranges == []
+
+
+def test_script_runs_from_any_folder_and_checks_the_real_dataset(server, tmp_path):
+    result = run_script(tmp_path, "西游记原著", "--url", server.url, "--output", "book.txt")
+    assert_failed(result, 1, server.url, "有 300,000 字节，应为 2,158,228 字节")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["红楼梦"], ["西游记原著", "红楼梦"]),
+        ([], ["名称"]),
+        (["西游记原著", "--url", "ftp://127.0.0.1/book.txt"], ["--url", "http://"]),
+        (["西游记原著", "--timeout", "0"], ["--timeout", "0"]),
+        (["西游记原著", "--time", "1"], ["--timeout"]),
+    ],
+)
+def test_bad_argument_is_explained(tmp_path, flags, words):
+    assert_failed(run_script(tmp_path, *flags), 2, *words)
+
+
+@pytest.mark.parametrize(
+    "text", ["book.txt", "file:///etc/hosts", "http://", "http://host:port/", "http://[1/", "http://me:key@host/"]
+)
+def test_only_http_addresses_are_accepted(text):
+    with pytest.raises(ArgumentTypeError):
+        download.http_url(text)
+
+
+def test_chinese_address_is_encoded():
+    assert download.http_url("https://例.cn/西 游?a=b%20c") == "https://xn--fsq.cn/%E8%A5%BF%20%E6%B8%B8?a=b%20c"
+
+
+def test_help_lists_datasets_and_flags(tmp_path):
+    result = run_script(tmp_path, "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    for word in ("西游记原著", "--url", "--output", "--timeout", "30"):
+        assert word in result.stdout
+
+
+@pytest.mark.parametrize("dataset", download.DATASETS.values(), ids=download.DATASETS)
+def test_dataset_table_is_well_formed(dataset):
+    assert download.http_url(dataset.url) == dataset.url
+    assert re.fullmatch("[0-9a-f]{64}", dataset.sha256)
+    assert dataset.size > 0
+    assert Path(dataset.file_name).name == dataset.file_name
