@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 import sys
 
-from model.config import ModelConfig
+from model.config import ModelConfig, count_parameters
 from utils import cli
 from utils.config_file import read_config
 from utils.errors import UserError, run_program
@@ -59,8 +59,12 @@ def main() -> None:
 
 def load(args: argparse.Namespace):
     """-> (模型, 分词器)。模型文件说明了自己就以它为准，--config 只能与它一致；否则必须给 --config。"""
+    import torch
+
     from model.language_model import LanguageModel
-    from utils.checkpoint import load_weights, read_model_file, tokenizer_of
+    from utils.checkpoint import check_config, load_weights, read_model_file, tokenizer_of
+    from utils.device import check_memory
+    from utils.memory import estimate_generation_bytes
 
     config = read_config(args.config, ModelConfig.from_dict) if args.config else None
     file = read_model_file(args.model_path)
@@ -75,8 +79,12 @@ def load(args: argparse.Namespace):
     tokenizer = tokenizer_of(file, config.tokenizer if config else None)
     if cfg.vocab_size < tokenizer.vocab_size:
         raise UserError(file.path, f"vocab_size={cfg.vocab_size} 小于分词器词表 {tokenizer.vocab_size}")
+    config_name = args.config or "它记录的配置"
+    check_config(file, cfg, config_name)
+    needed = estimate_generation_bytes(cfg, sum(count_parameters(cfg).values()))
+    check_memory(needed, torch.device("cpu"), "换一个更小的模型。")
     model = LanguageModel(cfg)
-    load_weights(model, file, args.config or "它记录的配置")
+    load_weights(model, file, config_name)
     return model, tokenizer
 
 
@@ -106,6 +114,8 @@ def print_samples(model, tokenizer, prompt: str, args: argparse.Namespace, sampl
 
 def talk(answer) -> None:
     """一问一答，直到 exit、输入结束或 Ctrl-C。"""
+    if sys.stdin is None:  # 以 <&- 启动，没有输入可读
+        return
     is_terminal = sys.stdin.isatty()
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")

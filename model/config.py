@@ -1,16 +1,24 @@
 """模型配置：有哪些超参数、各自的取值范围，以及它们决定的参数量。"""
 
 import difflib
-import math
+import json
+import sys
 from dataclasses import MISSING, asdict, dataclass, fields
 
 POSITIONS = ("learned", "rope")
 NORMS = ("layer_norm", "rms_norm")
 ACTIVATIONS = ("gelu", "swiglu", "relu2")
 
+MAX_SIZE = 2**31 - 1  # 比任何真实的模型都大得多，又不会让后面的算术溢出
+
 
 class ConfigError(ValueError):
     """配置不成立；消息里写明是哪个字段、应为什么、收到了什么。"""
+
+
+def _as_json(value: object) -> str:
+    """照配置文件里的写法显示收到的值。"""
+    return json.dumps(value, ensure_ascii=False, default=repr)
 
 
 @dataclass(frozen=True)
@@ -60,17 +68,20 @@ class ModelConfig:
             value = getattr(self, name)
             optional = value is None and name in ("num_kv_heads", "hidden_dim")
             if not optional and (type(value) is not int or value < 1):
-                raise ConfigError(f"{name} 应为正整数，收到 {value!r}")
+                raise ConfigError(f"{name} 应为正整数，收到 {_as_json(value)}")
+            if not optional and value > MAX_SIZE:
+                raise ConfigError(f"{name} 最大为 {MAX_SIZE}，收到 {value}")
         for name in ("qkv_bias", "qk_norm", "tie_weights", "bias"):
             if type(getattr(self, name)) is not bool:
-                raise ConfigError(f"{name} 应为 true 或 false，收到 {getattr(self, name)!r}")
+                raise ConfigError(f"{name} 应为 true 或 false，收到 {_as_json(getattr(self, name))}")
         for name in ("drop_rate", "rope_base"):
             value = getattr(self, name)
-            if type(value) not in (int, float) or not math.isfinite(value):
-                raise ConfigError(f"{name} 应为有限的数，收到 {value!r}")
+            # 很大的整数不能变成浮点数，所以比较大小而不用 isfinite
+            if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+                raise ConfigError(f"{name} 应为有限的数，收到 {_as_json(value)}")
         for name, choices in (("position", POSITIONS), ("norm", NORMS), ("activation", ACTIVATIONS)):
             if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} 应为 {' | '.join(choices)} 之一，收到 {getattr(self, name)!r}")
+                raise ConfigError(f"{name} 应为 {' | '.join(choices)} 之一，收到 {_as_json(getattr(self, name))}")
 
     def _check_relations(self):
         if self.emb_dim % self.num_heads:

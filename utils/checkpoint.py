@@ -14,6 +14,7 @@ from utils.text_utils import Tokenizer, load_gpt2_tokenizer
 
 DESCRIPTION_KEY = "_extra_state"  # LanguageModel.get_extra_state 的结果在 state_dict 里的名字
 NOT_A_MODEL = "已损坏或不是模型文件"
+WEIGHT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool)  # bool 是早期版本的因果掩码
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ def _check_weights(path: Path, weights: dict[Any, Any]) -> None:
         is_dense = tensor.layout == torch.strided and tensor.is_contiguous()
         if not is_dense or tensor.numel() * tensor.element_size() > size:
             raise UserError(path, f"{NOT_A_MODEL}（张量 {name} 的存储方式不对）")
+        if tensor.dtype not in WEIGHT_DTYPES:
+            raise UserError(path, f"{NOT_A_MODEL}（权重 {name} 的类型是 {tensor.dtype}）")
         if not torch.isfinite(tensor).all():
             raise UserError(path, f"权重 {name} 里有 NaN 或无穷大", "换用训练正常时保存的模型。")
     if not weights:
@@ -80,11 +83,9 @@ def _check_weights(path: Path, weights: dict[Any, Any]) -> None:
 
 def load_weights(model: nn.Module, file: ModelFile, config_name: object) -> None:
     """把权重装进模型；形状不符时抛出 UserError，说明是哪个配置字段不对。config_name 是配置在消息里的称呼。"""
-    weights = _with_our_names(file.weights, model)
+    check_config(file, model.cfg, config_name)
+    weights = _with_our_names(file.weights)
     expected = {name: value for name, value in model.state_dict().items() if name != DESCRIPTION_KEY}
-    for field, (actual, configured) in _compare_fields(weights, model.cfg).items():
-        if actual != configured:
-            raise UserError(file.path, f"与 {config_name} 不符：{field} 权重为 {actual}，配置为 {configured}")
     for name in expected.keys() | weights.keys():
         ours, theirs = (tuple(w[name].shape) if name in w else "没有" for w in (expected, weights))
         if ours != theirs:
@@ -95,6 +96,13 @@ def load_weights(model: nn.Module, file: ModelFile, config_name: object) -> None
     model.load_state_dict({**weights, DESCRIPTION_KEY: {"config": file.config, "tokenizer": file.tokenizer}})
 
 
+def check_config(file: ModelFile, cfg: Any, config_name: object) -> None:
+    """能由权重的形状反推的配置字段都要一致；在建立模型之前调用，写错的配置就不会先占满内存。"""
+    for field, (actual, configured) in _compare_fields(_with_our_names(file.weights), cfg).items():
+        if actual != configured:
+            raise UserError(file.path, f"与 {config_name} 不符：{field} 权重为 {actual}，配置为 {configured}")
+
+
 def _compare_fields(weights: dict[str, Tensor], cfg: Any) -> dict[str, tuple[Any, Any]]:
     """由权重的形状反推配置字段：{字段: (权重里的, 配置里的)}"""
     fields = {}
@@ -103,11 +111,14 @@ def _compare_fields(weights: dict[str, Tensor], cfg: Any) -> dict[str, tuple[Any
         fields["emb_dim"] = (embedding.shape[1], cfg.emb_dim)
     if (positions := weights.get("position.pos_emb.weight")) is not None:
         fields["context_length"] = (positions.shape[0], cfg.context_length)
+    for projection in ("layers.0", "up"):  # 前馈的升维：普通的和带门的
+        if (up := weights.get(f"trf_blocks.0.ff.{projection}.weight")) is not None:
+            fields["hidden_dim"] = (up.shape[0], cfg.hidden_dim)
     blocks = {name.split(".")[1] for name in weights if name.startswith("trf_blocks.")}
     return {**fields, "num_layers": (len(blocks), cfg.num_layers)}
 
 
-def _with_our_names(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def _with_our_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """早期版本的权重只有名字不同：位置嵌入在最外层，因果掩码也存在文件里。"""
     renamed = {name: tensor for name, tensor in weights.items() if not name.endswith(".attn.mask")}
     if "pos_emb.weight" in renamed:

@@ -22,7 +22,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_args(self, args: list[str] | None = None, namespace: argparse.Namespace | None = None):
         namespace, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            name = unknown[0].split("=")[0]
+            name = unknown[0].split("=")[0] or '""'
             close = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.5)
             advice = f"是否想写 {close[0]}？" if close else "用 --help 查看全部参数。"
             raise UserError(name, "无法识别的参数", advice)
@@ -33,7 +33,9 @@ class ArgumentParser(argparse.ArgumentParser):
         subject, reason = match.groups() if match else ("命令行", message)
         for english, chinese in _TRANSLATIONS:
             reason = re.sub(english, chinese, reason, flags=re.DOTALL)
-        raise UserError(subject.split("/")[-1], reason, "用 --help 查看说明。")
+        subject = subject.split("/")[-1]
+        starts_with_dash = f"取值以 - 开头时写成 {subject}=取值。" if message.endswith("expected one argument") else ""
+        raise UserError(subject, reason, starts_with_dash or "用 --help 查看说明。")
 
 
 # argparse 自己产生的几句英文；取值的检查都在下面的函数里，本来就是中文
@@ -55,7 +57,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 
     def _format_args(self, action, default_metavar):
         if not action.option_strings:
-            return default_metavar
+            return action.metavar or default_metavar
         return "" if action.nargs == 0 else "值"
 
 
@@ -67,15 +69,24 @@ def _number(convert: Callable[[str], float], kind: str, is_valid: Callable[[floa
             value = convert(text)
         except ValueError:
             value = None
-        if value is None or not math.isfinite(value) or not is_valid(value):
-            raise argparse.ArgumentTypeError(f"必须是 {kind}，收到 {text}")
+        if value is None or not is_valid(value) or not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"必须是 {kind}，收到 {_show(text)}")
         return value
 
     return parse
 
 
-positive_int = _number(int, "≥1 的整数", lambda value: value >= 1)
-non_negative_int = _number(int, "≥0 的整数", lambda value: value >= 0)
+def _show(text: str) -> str:
+    return text or '""'
+
+
+def _limited_int(text: str) -> int:
+    """再大的个数也当作 2^63-1：结果没有分别，torch 和迭代器却都只认到这里。"""
+    return min(int(text), 2**63 - 1)
+
+
+positive_int = _number(_limited_int, "≥1 的整数", lambda value: value >= 1)
+non_negative_int = _number(_limited_int, "≥0 的整数", lambda value: value >= 0)
 seed_int = _number(int, "0 到 2^63-1 的整数", lambda value: 0 <= value < 2**63)
 positive_float = _number(float, ">0 的有限数", lambda value: value > 0)
 non_negative_float = _number(float, "≥0 的有限数", lambda value: value >= 0)
@@ -88,7 +99,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
     def parse(text: str) -> str:
         if text not in choices:
-            raise argparse.ArgumentTypeError(f"应为 {' | '.join(choices)} 之一，收到 {text}")
+            raise argparse.ArgumentTypeError(f"应为 {' | '.join(choices)} 之一，收到 {_show(text)}")
         return text
 
     return parse
@@ -106,7 +117,7 @@ def text_encoding(name: str) -> str:
         "".encode(name)
         return codecs.lookup(name).name
     except (LookupError, ValueError):
-        raise argparse.ArgumentTypeError(f"不认识的编码 {name}，常用的有 utf-8、gb18030、big5") from None
+        raise argparse.ArgumentTypeError(f"不认识的编码 {_show(name)}，常用的有 utf-8、gb18030、big5") from None
 
 
 def file_path(text: str) -> Path:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.files import check_input_file
+from utils.files import read_input_file
 
 CONFIGS_DIR = Path(__file__).resolve().parent.parent / "configs"
 TOKENIZER_TYPES = ("gpt2", "bpe")
 MIN_BPE_VOCAB_SIZE = 257  # 256 个字节和一个文本结束符
+MAX_BPE_VOCAB_SIZE = 1_000_000  # 训练词表的库按它预留内存
+MAX_DIGITS = 1000
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,7 @@ class ConfigFile:
 def read_config(path: Path, build_model_config: Callable[[dict], Any]) -> ConfigFile:
     """读出并检查配置文件；任何问题都抛出写明文件和字段的 UserError。"""
     available = "、".join(sorted(item.name for item in CONFIGS_DIR.glob("*.json")))
-    check_input_file(path, "配置文件", f"configs/ 下可用：{available}。")
-    values = _parse_json(path)
+    values = _parse_json(read_input_file(path, "配置文件", f"configs/ 下可用：{available}。"), path)
     training = values.pop("training", {})
     tokenizer = values.pop("tokenizer", {"type": "gpt2"})
     if not isinstance(training, dict):
@@ -40,10 +41,10 @@ def read_config(path: Path, build_model_config: Callable[[dict], Any]) -> Config
         raise UserError(path, str(error)) from None
 
 
-def _parse_json(path: Path) -> dict:
+def _parse_json(data: bytes, path: Path) -> dict:
+    hooks = {"object_pairs_hook": _without_duplicates, "parse_constant": _reject_constant, "parse_int": _parse_int}
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        values = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_reject_constant)
+        values = json.loads(data.decode("utf-8-sig"), **hooks)
     except json.JSONDecodeError as error:
         reason = f"第 {error.lineno} 行第 {error.colno} 列不是合法 JSON：{error.msg}"
         raise UserError(path, reason) from None
@@ -71,13 +72,24 @@ def _reject_constant(name: str):
     raise ValueError(f"{name} 不是合法的数值")
 
 
+def _parse_int(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:  # Python 也不肯转换几千位的整数
+        raise ValueError(f"{digits[:MAX_DIGITS]}… 不是合法的数值")
+    return int(digits)
+
+
 def _check_tokenizer(tokenizer: Any, path: Path) -> None:
-    kind = tokenizer.get("type") if isinstance(tokenizer, dict) else tokenizer
+    if not isinstance(tokenizer, dict):
+        example = '{"type": "gpt2"}'
+        raise UserError(path, f'"tokenizer" 应为一个对象，如 {example}，收到 {json.dumps(tokenizer)}')
+    kind = tokenizer.get("type")
     if kind not in TOKENIZER_TYPES:
-        raise UserError(path, f'"tokenizer" 的 type 应为 {" | ".join(TOKENIZER_TYPES)} 之一，收到 {kind!r}')
+        choices = " | ".join(TOKENIZER_TYPES)
+        raise UserError(path, f'"tokenizer" 的 type 应为 {choices} 之一，收到 {json.dumps(kind)}')
     allowed = {"type", "vocab_size"} if kind == "bpe" else {"type"}
     if unknown := set(tokenizer) - allowed:
         raise UserError(path, f'"tokenizer" 里有未知字段 {"、".join(sorted(unknown))}')
     size = tokenizer.get("vocab_size")
-    if kind == "bpe" and (type(size) is not int or size < MIN_BPE_VOCAB_SIZE):
-        raise UserError(path, f'"tokenizer" 的 vocab_size 应为 ≥{MIN_BPE_VOCAB_SIZE} 的整数，收到 {size!r}')
+    if kind == "bpe" and (type(size) is not int or not MIN_BPE_VOCAB_SIZE <= size <= MAX_BPE_VOCAB_SIZE):
+        span = f"{MIN_BPE_VOCAB_SIZE} 到 {MAX_BPE_VOCAB_SIZE} 的整数"
+        raise UserError(path, f'"tokenizer" 的 vocab_size 应为 {span}，收到 {json.dumps(size)}')

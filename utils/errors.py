@@ -1,6 +1,6 @@
 """错误：用户能改正的事只用一个异常类，在每个程序的 main 外面统一变成一行消息和退出码。"""
 
-import errno
+import contextlib
 import os
 import signal
 import sys
@@ -19,7 +19,12 @@ class UserError(Exception):
 
     def __init__(self, subject: object, reason: str, advice: str = ""):
         text = f"错误：{subject}：{reason}。{advice}"
-        super().__init__(" ".join(text.splitlines()).replace("。。", "。"))
+        super().__init__(_visible(text.replace("。。", "。").replace("？。", "？")))
+
+
+def _visible(text: str) -> str:
+    """换行、控制字符、孤立的代理字符写成 \\n、\\x1b 的样子：消息总是一行，也改不动终端。"""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class RunError(UserError):
@@ -45,15 +50,17 @@ def run_program(main: Callable[[], None]) -> None:
             stream.reconfigure(errors="replace")
     code = _exit_code_of(main)
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+        _flush_stdout()
+    except OSError:
         _discard_stdout()
     sys.exit(code)
 
 
 def _exit_code_of(main: Callable[[], None]) -> int:
     try:
-        main()
+        with contextlib.suppress(SystemExit):  # --help 打印完就这样结束
+            main()
+        _flush_stdout()
         return 0
     except UserError as error:
         print(error, file=sys.stderr)
@@ -66,9 +73,7 @@ def _exit_code_of(main: Callable[[], None]) -> int:
         _discard_stdout()
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENOMEM):
-            raise
-        print(RunError(error.filename or "磁盘", error.strerror, "已有的文件没有改动。"), file=sys.stderr)
+        print(RunError(error.filename or "磁盘", error.strerror or error, "已有的文件没有改动。"), file=sys.stderr)
         return EXIT_FAILED
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -84,6 +89,11 @@ def is_out_of_memory(error: Exception) -> bool:
     """torch 没有统一的类型：显存不足是 OutOfMemoryError，主机内存不足是带特定文字的 RuntimeError。"""
     marks = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or any(mark in str(error).lower() for mark in marks)
+
+
+def _flush_stdout() -> None:
+    if sys.stdout is not None:  # 以 >&- 启动时没有标准输出
+        sys.stdout.flush()
 
 
 def _discard_stdout() -> None:

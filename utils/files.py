@@ -24,6 +24,15 @@ def check_input_file(path: Path, kind: str, advice: str = "") -> None:
         raise UserError(path, "没有读取权限")
 
 
+def read_input_file(path: Path, kind: str, advice: str = "") -> bytes:
+    """检查之后读出整个文件。"""
+    check_input_file(path, kind, advice)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(path, f"读不出{kind}（{error.strerror}）") from None
+
+
 def check_output_path(path: Path) -> None:
     """开始计算之前确认 path 写得进去：建好所在文件夹，并真的写一个临时文件试试。"""
     try:
@@ -32,7 +41,8 @@ def check_output_path(path: Path) -> None:
         if path.exists() and not path.is_file():
             raise UserError(path, "不是普通文件", "请给出普通的文件名。")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        # 名字取将来最长的那个（日志的临时文件），太长现在就知道
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.log.jsonl.", suffix=".tmp"):
             pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -73,14 +83,14 @@ def _current_umask() -> int:
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:
     """读出整个文本文件；去掉字节顺序标记，Windows 换行变成 \\n。"""
-    check_input_file(path, "数据文件")
-    return decode_text(path.read_bytes(), path, encoding)
+    return decode_text(read_input_file(path, "数据文件"), path, encoding)
 
 
 def decode_text(data: bytes, path: Path, encoding: str) -> str:
     """字节变成文字；不合编码时抛出 UserError，写明第几个字节、像哪种编码。"""
     try:
         text = data.decode(encoding)
+        text.encode("utf-8")  # unicode_escape 之类的编码能造出孤立的代理字符，分词器不认
     except UnicodeDecodeError as error:
         guess = _guess_encoding(data)
         like = f"（像 {guess.upper()}）" if guess else ""

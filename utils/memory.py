@@ -7,6 +7,12 @@ ACTIVATIONS_PER_LAYER = 16  # 每层为反向传播留下的激活，以 (batch,
 LOGITS_COPIES = 3  # 分数、它的 log-softmax、它的梯度
 
 
+def estimate_generation_bytes(cfg: Any, num_parameters: int) -> int:
+    """生成时的内存（字节）：float32 的权重、KV 缓存、RoPE 的正弦和余弦。"""
+    cached = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim + 2 * cfg.head_dim
+    return 4 * (num_parameters + cfg.context_length * cached)
+
+
 def estimate_training_bytes(cfg: Any, num_parameters: int, batch_size: int) -> int:
     """一步训练的内存峰值（字节），只取大头，误差约三成。"""
     tokens = batch_size * cfg.context_length

@@ -1,6 +1,7 @@
 """训练设置：有哪些、默认值、取值范围。命令行参数优先，其次配置文件的 "training" 一节，最后是这里的默认值。"""
 
 import argparse
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -59,7 +60,8 @@ def _check_json_value(item: Any, value: Any, config_path: Path) -> Any:
     is_text_setting = isinstance(item.default, str) or item.name == "sample_prompt"
     try:
         if isinstance(value, bool) or isinstance(value, str) != is_text_setting:
-            raise argparse.ArgumentTypeError(f"类型不对，收到 {value!r}")
+            kind = "文字" if is_text_setting else "数字"
+            raise argparse.ArgumentTypeError(f"类型不对，应写成{kind}，收到 {json.dumps(value, ensure_ascii=False)}")
         return item.metadata["parse"](text)
     except argparse.ArgumentTypeError as error:
         raise UserError(config_path, f'"training" 的 {item.name} {error}') from None
