@@ -35,7 +35,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """(..., emb_dim) -> (..., emb_dim)；不减均值，没有偏置，比 LayerNorm 省一半统计量。"""
+    """(..., emb_dim) -> (..., emb_dim)；不减均值，比 LayerNorm 省一半统计量。按定义没有偏置，bias 参数不起作用。"""
 
     def __init__(self, dim: int, bias: bool = False):
         super().__init__()

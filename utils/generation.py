@@ -30,7 +30,7 @@ def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """第 k 名以后的分数变成 -∞ (Fan et al. 2018)。(batch, vocab_size) -> 同形状"""
+    """低于第 k 名的分数变成 -∞，与它同分的都留下 (Fan et al. 2018)。(batch, vocab_size) -> 同形状"""
     threshold = logits.topk(min(k, logits.shape[-1])).values[:, [-1]]
     return logits.masked_fill(logits < threshold, -torch.inf)
 
@@ -56,7 +56,7 @@ def sample_next_token(logits: Tensor, seen: Tensor, sampling: Sampling, generato
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p is not None:
         logits = keep_top_p(logits, sampling.top_p)
-    # 在 CPU 上抽样：同一个种子在任何设备上都抽到同样的结果
+    # 在 CPU 上抽签：同一台机器上，同一个种子不论模型在哪个设备都抽到同样的结果
     return torch.multinomial(logits.softmax(dim=-1).cpu(), 1, generator=generator).to(seen.device)
 
 
