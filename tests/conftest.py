@@ -47,7 +47,8 @@ def run(program: str, *args: object, cwd: Path, stdin: str | bytes = "", env: di
         input=stdin if isinstance(stdin, bytes) else stdin.encode("utf-8"),
         capture_output=True,
         timeout=120,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8", **(env or {})},
+        # 小模型多线程反而慢，几个测试一起跑时慢好几倍
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1", **(env or {})},
     )
     return Result(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
 

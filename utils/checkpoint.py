@@ -111,9 +111,6 @@ def _compare_fields(weights: dict[str, Tensor], cfg: Any) -> dict[str, tuple[Any
         fields["emb_dim"] = (embedding.shape[1], cfg.emb_dim)
     if (positions := weights.get("position.pos_emb.weight")) is not None:
         fields["context_length"] = (positions.shape[0], cfg.context_length)
-    for projection in ("layers.0", "up"):  # 前馈的升维：普通的和带门的
-        if (up := weights.get(f"trf_blocks.0.ff.{projection}.weight")) is not None:
-            fields["hidden_dim"] = (up.shape[0], cfg.hidden_dim)
     blocks = {name.split(".")[1] for name in weights if name.startswith("trf_blocks.")}
     return {**fields, "num_layers": (len(blocks), cfg.num_layers)}
 

@@ -10,7 +10,7 @@ from utils.checkpoint import load_weights, read_model_file
 from utils.corpus import Corpus
 from utils.device import describe_device
 from utils.generation import Sampling, generate_text
-from utils.train_utils import Budget, Evaluation, Trainer, calc_loss_loader
+from utils.train_utils import Budget, Evaluation, Trainer, calc_loss_loader, evaluating
 from utils.training_run import RunFiles, format_duration
 
 HOURS_ARE_LONG = 3600.0
@@ -79,8 +79,5 @@ def sample(model: nn.Module, corpus: Corpus, prompt: str | None, seed: int) -> s
     """用 prompt（缺省取验证部分的开头几个字）起头写一段。"""
     prompt = prompt or corpus.validate_text.strip()[:SAMPLE_PROMPT_CHARACTERS]
     generator = torch.Generator().manual_seed(seed)
-    was_training = model.training
-    model.eval()
-    text = generate_text(model, corpus.tokenizer, prompt, SAMPLE_TOKENS, Sampling(0.8, 50), generator)
-    model.train(was_training)
-    return text
+    with evaluating(model):
+        return generate_text(model, corpus.tokenizer, prompt, SAMPLE_TOKENS, Sampling(0.8, 50), generator)
