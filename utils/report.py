@@ -10,11 +10,13 @@ from utils.checkpoint import load_weights, read_model_file
 from utils.corpus import Corpus
 from utils.device import describe_device
 from utils.generation import Sampling, generate_text
+from utils.text_utils import load_gpt2_tokenizer
 from utils.train_utils import Budget, Evaluation, Trainer, calc_loss_loader, evaluating
 from utils.training_run import RunFiles, format_duration
 
 HOURS_ARE_LONG = 3600.0
 QUICK_CONFIG = "configs/pocket_config_5M.json"
+EXCERPT_CHARACTERS = 20_000  # 用来比较两种词表的一段
 SAMPLE_TOKENS = 100
 SAMPLE_PROMPT_CHARACTERS = 8
 
@@ -23,14 +25,22 @@ def print_start(trainer: Trainer, corpus: Corpus, config_path: Path, dtype: torc
     """训练之前：用什么设备、多大的模型、多少数据。"""
     cfg = trainer.model.cfg
     num_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    kind = "GPT-2 词表" if corpus.tokenizer.kind == "gpt2" else "在训练部分上训练的词表"
     print(f"设备：{describe_device(trainer.device)}，精度 {str(dtype).removeprefix('torch.')}")
     print(f"模型：{config_path}，{num_parameters:,} 个参数，上下文 {cfg.context_length} 个 token")
-    print(f"词表：{kind}，{corpus.tokenizer.vocab_size:,} 个 token，平均每个 {corpus.characters_per_token:.2f} 字")
+    print(f"词表：{_describe_vocabulary(corpus)}")
     print(
         f"语料：{corpus.path}，训练 {len(corpus.train_text):,} 字（{len(corpus.train_ids):,} token），"
         f"验证 {len(corpus.validate_text):,} 字（{len(corpus.validate_ids):,} token）"
     )
+
+
+def _describe_vocabulary(corpus: Corpus) -> str:
+    text = f"{corpus.tokenizer.vocab_size:,} 个 token，平均每个 {corpus.characters_per_token:.2f} 字"
+    if corpus.tokenizer.kind == "gpt2":
+        return f"GPT-2 词表，{text}"
+    excerpt = corpus.train_text[:EXCERPT_CHARACTERS]
+    gpt2 = len(excerpt) / len(load_gpt2_tokenizer().encode(excerpt))
+    return f"在训练部分上训练的词表，{text}（GPT-2 词表约 {gpt2:.2f} 字）"
 
 
 def print_plan(trainer: Trainer, budget: Budget) -> None:

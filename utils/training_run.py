@@ -71,8 +71,8 @@ class ProgressBar:
     """终端里的进度条：进度、损失、每秒 token 数、剩余时间。stderr 不是终端时什么也不画。"""
 
     def __init__(self, trainer: Trainer, budget: Budget):
-        form = "{percentage:3.0f}%|{bar}|{postfix} 剩余 {remaining}"
-        self._bar = tqdm(total=1.0, bar_format=form, disable=None, mininterval=0.5, file=sys.stderr)
+        form = "{percentage:3.0f}%|{bar}| {desc} 剩余 {remaining}"
+        self._bar = tqdm(total=1.0, bar_format=form, disable=None, leave=False, mininterval=0.5, file=sys.stderr)
         self._trainer, self._budget = trainer, budget
         trainer.on_step = self.update
 
@@ -80,8 +80,8 @@ class ProgressBar:
         if self._bar.disable:
             return
         speed = self._trainer.tokens / max(1e-9, self._budget.seconds)
-        text = f" 第 {self._trainer.step} 步 损失 {loss:.3f} {speed:,.0f} token/s"
-        self._bar.set_postfix_str(text, refresh=False)
+        text = f"第 {self._trainer.step} 步 损失 {loss:.3f} {speed:,.0f} token/s"
+        self._bar.set_description_str(text, refresh=False)
         self._bar.update(min(1.0, progress) - self._bar.n)
 
     def close(self) -> None:
