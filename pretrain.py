@@ -31,7 +31,7 @@ def main() -> None:
     config = read_config(args.config, ModelConfig.from_dict)
     settings = TrainingSettings.from_sources(config.training, args, args.config)
     text = read_text(args.data_path, args.encoding)
-    check_output_path(args.model_path)
+    check_output_path(args.model_path, inputs=(args.config, args.data_path))
     # torch 要一两秒才能载入；放到检查之后，写错的参数和 --help 立刻有回应
     train(args, config, settings, text, started)
 

@@ -28,7 +28,7 @@ def test_cannot_be_changed_afterwards():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"emb_dim": "768"}, "emb_dim 应为正整数，收到 '768'"),
+        ({"emb_dim": "768"}, 'emb_dim 应为正整数，收到 "768"'),
         ({"emb_dim": True}, "emb_dim 应为正整数"),
         ({"emb_dim": 768.0}, "emb_dim 应为正整数"),
         ({"num_layers": 0}, "num_layers 应为正整数"),
@@ -40,7 +40,7 @@ def test_cannot_be_changed_afterwards():
         ({"drop_rate": float("nan")}, "drop_rate 应为有限的数"),
         ({"drop_rate": False}, "drop_rate 应为有限的数"),
         ({"qkv_bias": 1}, "qkv_bias 应为 true 或 false"),
-        ({"position": "alibi"}, "position 应为 learned | rope 之一，收到 'alibi'"),
+        ({"position": "alibi"}, 'position 应为 learned | rope 之一，收到 "alibi"'),
         ({"norm": None}, "norm 应为"),
         ({"activation": ["gelu"]}, "activation 应为"),
         ({"position": "rope", "emb_dim": 36}, "为偶数，收到 9"),

@@ -52,7 +52,7 @@ def run_program(main: Callable[[], None]) -> None:
     try:
         _flush_stdout()
     except OSError:
-        _discard_stdout()
+        discard_stdout()
     sys.exit(code)
 
 
@@ -70,7 +70,7 @@ def _exit_code_of(main: Callable[[], None]) -> int:
     except Terminated:
         return EXIT_TERMINATED
     except BrokenPipeError:
-        _discard_stdout()
+        discard_stdout()
         return 0
     except OSError as error:
         print(RunError(error.filename or "磁盘", error.strerror or error, "已有的文件没有改动。"), file=sys.stderr)
@@ -96,6 +96,6 @@ def _flush_stdout() -> None:
         sys.stdout.flush()
 
 
-def _discard_stdout() -> None:
+def discard_stdout() -> None:
     """读的一方（如 head -1）已经离开；换成空设备，解释器退出时才不会再报错。"""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

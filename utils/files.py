@@ -33,13 +33,15 @@ def read_input_file(path: Path, kind: str, advice: str = "") -> bytes:
         raise UserError(path, f"读不出{kind}（{error.strerror}）") from None
 
 
-def check_output_path(path: Path) -> None:
-    """开始计算之前确认 path 写得进去：建好所在文件夹，并真的写一个临时文件试试。"""
+def check_output_path(path: Path, inputs: tuple[Path, ...] = ()) -> None:
+    """开始计算之前确认 path 写得进去：不是输入文件，建好所在文件夹，并真的写一个临时文件试试。"""
     try:
         if path.is_dir():
             raise UserError(path, "是一个文件夹", "请给出文件名。")
         if path.exists() and not path.is_file():
             raise UserError(path, "不是普通文件", "请给出普通的文件名。")
+        if path.exists() and any(path.samefile(item) for item in inputs):
+            raise UserError(path, "同时是输入文件", "换一个文件名。")
         path.parent.mkdir(parents=True, exist_ok=True)
         # 名字取将来最长的那个（日志的临时文件），太长现在就知道
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.log.jsonl.", suffix=".tmp"):

@@ -18,6 +18,7 @@ GPT2_VOCABULARY_PATH = Path(__file__).resolve().parent.parent / "data" / "gpt2.t
 GPT2_VOCABULARY_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 PARAGRAPH_BREAK = re.compile(r"\n+(?=\S)")
 CHUNK_CHARACTERS = 100_000
+LONG_BLANK = re.compile(r"(\s{10000})")  # 百万个连续的空白会让 tiktoken 的正则耗尽栈，先在这里切开
 END_OF_TEXT = "<|endoftext|>"
 # GPT-2 的预切分 (Radford et al. 2019, 2.2 节)：BPE 的合并不跨越英文缩写、词、数字、标点、空白的边界
 SPLIT_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
@@ -38,7 +39,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """文本 -> token id；文中写着 <|endoftext|> 也只当普通文字。"""
-        return self._encoding.encode_ordinary(text)
+        return [token for part in LONG_BLANK.split(text) for token in self._encoding.encode_ordinary(part)]
 
     def decode(self, token_ids: list[int]) -> str:
         """token id -> 文本；拼不成字符的字节变成 �。"""

@@ -1,6 +1,7 @@
 """一次训练从头到尾：进度条、日志行、保存最好的权重、损失曲线。所有训练程序共用。"""
 
 import json
+import math
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.checkpoint import save_model
-from utils.errors import Terminated
+from utils.errors import RunError, Terminated, discard_stdout
 from utils.files import keep_backup, write_atomically
 from utils.plotting import plot_losses
 from utils.train_utils import Budget, Evaluation, Trainer
@@ -117,10 +118,10 @@ def run_training(trainer: Trainer, budget: Budget, files: RunFiles) -> Evaluatio
     with stop_on_signal(trainer) as received:
         try:
             for record in trainer.run(budget):
-                tqdm.write(format_log_line(record), file=sys.stdout)
-                sys.stdout.flush()
+                print_log_line(record)
                 files.add_record(record)
                 if record.step and (kept is None or trainer.settings.keep == "last" or is_better(record, kept)):
+                    check_finite(record)
                     files.save_model(trainer)
                     kept = record
         finally:
@@ -129,6 +130,22 @@ def run_training(trainer: Trainer, budget: Budget, files: RunFiles) -> Evaluatio
         _leave(trainer, files, kept, received[0])
     files.draw_curve()
     return kept
+
+
+def print_log_line(record: Evaluation) -> None:
+    """打印一行；读的一方（如 head -1）走了就不再打印，训练照常继续。"""
+    try:
+        tqdm.write(format_log_line(record), file=sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard_stdout()
+
+
+def check_finite(record: Evaluation) -> None:
+    """验证损失不是有限数的权重不值得保存。"""
+    if not math.isfinite(record.validate_loss):
+        reason = f"验证损失为 {record.validate_loss}"
+        raise RunError(f"第 {record.step} 步", reason, "这一步没有保存；减小 --learning_rate 再试。")
 
 
 def is_better(record: Evaluation, kept: Evaluation) -> bool:
