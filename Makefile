@@ -2,6 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+define create_venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "错误：$(PYTHON)：需要 Python 3.11 或更新的版本。用 make PYTHON=python3.12 指定。" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+endef
+
 .PHONY: demo test lint clean-venv
 
 demo: .venv/runtime-installed
@@ -16,12 +22,12 @@ lint: .venv/development-installed
 	$(BIN)/ruff format --check .
 
 .venv/runtime-installed: requirements.txt
-	$(PYTHON) -m venv .venv
+	$(create_venv)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
 .venv/development-installed: requirements.txt requirements-dev.txt
-	$(PYTHON) -m venv .venv
+	$(create_venv)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ .venv/runtime-installed
 

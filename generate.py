@@ -9,7 +9,7 @@ import sys
 
 from model.config import ModelConfig, count_parameters
 from utils import cli
-from utils.config_file import read_config
+from utils.config_file import ConfigFile, read_config
 from utils.errors import UserError, run_program
 
 
@@ -49,12 +49,18 @@ def main() -> None:
         top_k = tokenizer.vocab_size
     sampling = Sampling(args.temperature, top_k, args.top_p, args.repetition_penalty)
     generator = torch.Generator()
-    generator.seed() if args.seed is None else generator.manual_seed(args.seed)
+    if args.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(args.seed)
 
     def answer(prompt: str) -> None:
         print_samples(model, tokenizer, prompt, args, sampling, generator)
 
-    answer(args.prompt) if args.prompt else talk(answer)
+    if args.prompt:
+        answer(args.prompt)
+    else:
+        talk(answer)
 
 
 def load(args: argparse.Namespace):
@@ -62,7 +68,7 @@ def load(args: argparse.Namespace):
     import torch
 
     from model.language_model import LanguageModel
-    from utils.checkpoint import check_config, load_weights, read_model_file, tokenizer_of
+    from utils.checkpoint import check_config, has_tied_weights, load_weights, read_model_file, tokenizer_of
     from utils.device import check_memory
     from utils.memory import estimate_generation_bytes
 
@@ -74,8 +80,10 @@ def load(args: argparse.Namespace):
         cfg = config.model if file.config is None else ModelConfig.from_dict(file.config)
     except (ValueError, TypeError) as error:
         raise UserError(file.path, f"记录的配置不成立（{error}）") from None
-    if config:
-        check_same_config(config.model, cfg, args)
+    if file.config is None:  # 没有自述的文件也没有说明是否共用矩阵，看权重便知
+        cfg = dataclasses.replace(cfg, tie_weights=has_tied_weights(file))
+    elif config:
+        check_same_config(config, cfg, file.tokenizer, args)
     tokenizer = tokenizer_of(file, config.tokenizer if config else None)
     if cfg.vocab_size < tokenizer.vocab_size:
         raise UserError(file.path, f"vocab_size={cfg.vocab_size} 小于分词器词表 {tokenizer.vocab_size}")
@@ -88,12 +96,12 @@ def load(args: argparse.Namespace):
     return model, tokenizer
 
 
-def check_same_config(given: ModelConfig, recorded: ModelConfig, args: argparse.Namespace) -> None:
+def check_same_config(given: ConfigFile, cfg: ModelConfig, tokenizer: dict, args: argparse.Namespace) -> None:
     """--config 与模型文件的自述不同就报错，指出第一个不同的字段。"""
-    for field in dataclasses.fields(ModelConfig):
-        ours, theirs = getattr(given, field.name), getattr(recorded, field.name)
-        if ours != theirs:
-            reason = f"{args.config} 的 {field.name} 是 {ours}，{args.model_path} 训练时是 {theirs}"
+    recorded = {**cfg.to_dict(), "tokenizer": tokenizer["type"]}
+    for name, ours in {**given.model.to_dict(), "tokenizer": given.tokenizer["type"]}.items():
+        if ours != recorded[name]:
+            reason = f"{args.config} 的 {name} 是 {ours}，{args.model_path} 训练时是 {recorded[name]}"
             raise UserError("--config", reason, "去掉 --config，模型文件里记着配置。")
 
 

@@ -56,11 +56,11 @@ class MultiHeadAttention(nn.Module):
         self.qk_norm = HeadNorm(cfg.head_dim) if cfg.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, position: nn.Module, cache: KVCache | None = None) -> Tensor:
-        start = cache.length if cache else 0
+        start = cache.length if cache is not None else 0
         queries = position.rotate(self.qk_norm(self._split_heads(self.W_query(x))), start)
         keys = position.rotate(self.qk_norm(self._split_heads(self.W_key(x))), start)
         values = self._split_heads(self.W_value(x))
-        if cache:
+        if cache is not None:
             keys, values = cache.append(self.layer, keys, values)
         context = self._attend(queries, keys, values)
         return self.out_proj(context.transpose(1, 2).flatten(2))

@@ -39,18 +39,20 @@ class LanguageModel(nn.Module):
 
     def features(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """(batch, seq) -> (batch, seq, emb_dim)，最后一层归一化之后、投影到词表之前的向量。"""
-        start = cache.length if cache else 0
+        start = cache.length if cache is not None else 0
+        if start + token_ids.shape[1] > self.cfg.context_length:
+            raise ValueError(f"{start} + {token_ids.shape[1]} 个 token 超过上下文长度 {self.cfg.context_length}")
         x = self.dropout(self.position.embed(self.tok_emb(token_ids), start))
         for block in self.trf_blocks:
             x = block(x, self.position, cache)
-        if cache:
+        if cache is not None:
             cache.length += token_ids.shape[1]
         return self.final_norm(x)
 
     def forward(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """(batch, seq) -> (batch, seq, vocab_size)
 
-        给出 cache 时，token_ids 接在已缓存的 token 之后；总长不得超过 context_length。
+        给出 cache 时，token_ids 接在已缓存的 token 之后；总长超过 context_length 时抛出 ValueError。
         """
         return self.out_head(self.features(token_ids, cache))
 

@@ -75,13 +75,24 @@ def test_weights_without_description_load_with_a_config(saved, tmp_path):
         ({"vocab_size": 400}, "vocab_size 权重为 300，配置为 400"),
         ({"context_length": 32}, "context_length 权重为 16，配置为 32"),
         ({"num_layers": 3}, "num_layers 权重为 2，配置为 3"),
-        ({"hidden_dim": 64}, r"ff.layers.*在文件里为.*按配置应为"),
-        ({"norm": "rms_norm"}, "norm.*按配置应为 没有"),
+        ({"hidden_dim": 64}, r"ff.layers.*在文件里是.*按配置应是"),
+        ({"norm": "rms_norm"}, "norm.*在文件里是.*按配置应没有"),
     ],
 )
 def test_mismatch_names_the_field(saved, changes, message):
     with pytest.raises(UserError, match=message):
         load_weights(LanguageModel(tiny_config(**changes)), read_model_file(saved[1]), "x.json")
+
+
+def test_attention_without_output_projection_loads_as_identity(saved, tmp_path):
+    model, _ = saved
+    state = {name: value for name, value in model.state_dict().items() if "attn.out_proj" not in name}
+    del state["_extra_state"]
+    torch.save(state, tmp_path / "old.pth")
+    again = LanguageModel(tiny_config())
+    load_weights(again, read_model_file(tmp_path / "old.pth"), "配置")
+    attention, x = again.trf_blocks[0].attn, torch.randn(1, 3, 32)
+    assert torch.equal(attention.out_proj(x), x)
 
 
 def test_untied_weights_are_not_silently_tied(tmp_path):

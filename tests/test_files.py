@@ -1,11 +1,13 @@
 """utils/files.py：写要么全成，要么不动；读之前先看清。"""
 
+import io
 import os
 import stat
 
 import pytest
+import torch
 
-from utils.errors import UserError
+from utils.errors import RunError, UserError
 from utils.files import check_input_file, check_output_path, decode_text, keep_backup, read_text, write_atomically
 
 
@@ -31,8 +33,8 @@ def test_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError):
-        write_atomically(path, fail)
+    with pytest.raises(RunError, match="a.bin：写不进去.*No space left.*MB.*原有的文件没有改动"):
+        write_atomically(path, fail, keep_old=True)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
@@ -44,9 +46,36 @@ def test_failed_rename_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatc
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError):
+    with pytest.raises(RunError):
         write_atomically(path, lambda file: file.write(b"new"))
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_disk_error_hidden_in_a_runtime_error_is_recognised(tmp_path):
+    """torch.save 的 zip 写入器遇到磁盘错误时抛出 RuntimeError。"""
+    state = {"a": torch.zeros(100_000)}
+
+    class Unwritable(io.BytesIO):
+        def write(self, data):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunError, match="No space left"):
+        write_atomically(tmp_path / "a.pth", lambda file: torch.save(state, Unwritable()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_old_file_is_linked_to_a_backup_before_it_is_replaced(tmp_path, monkeypatch):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    replace = os.replace
+
+    def check_then_replace(source, target):
+        assert path.read_bytes() == b"old"  # 顶替之前旧文件一直都在
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", check_then_replace)
+    assert write_atomically(path, lambda file: file.write(b"new"), keep_old=True) == tmp_path / "a.bin.bak"
+    assert path.read_bytes() == b"new" and (tmp_path / "a.bin.bak").read_bytes() == b"old"
 
 
 def test_backups_never_overwrite_each_other(tmp_path):

@@ -66,6 +66,22 @@ def test_plain_weights_need_a_config_and_load_with_it(trained, tmp_path):
     assert result.stdout.startswith("你好")
 
 
+def test_plain_untied_weights_load_with_the_same_config(trained, tmp_path):
+    """早期的项目输出层与嵌入各有一个矩阵，配置里却没有这个字段。"""
+    state = torch.load(trained / "model.pth", weights_only=True)
+    del state["_extra_state"]
+    tables = {name: torch.randn(50257, 32) * 0.02 for name in ("tok_emb.weight", "out_head.weight")}
+    torch.save({**state, **tables}, tmp_path / "plain.pth")
+    config = write_config(tmp_path, vocab_size=50257, tokenizer=...)
+    generate(tmp_path, "--config", config, "--model_path", "plain.pth", "--prompt", "你好")
+
+
+def test_config_with_another_tokenizer_is_named(trained, tmp_path):
+    config = write_config(tmp_path, tokenizer={"type": "gpt2"})
+    result = run("generate.py", "--config", config, "--model_path", trained / "model.pth", cwd=tmp_path)
+    assert result.code == 2 and "tokenizer 是 gpt2" in result.stderr and "训练时是 bpe" in result.stderr
+
+
 def test_model_file_describes_itself_wherever_it_is(trained, tmp_path):
     shutil.copy(trained / "model.pth", tmp_path / "renamed.bin")
     assert generate(tmp_path, "--model_path", "renamed.bin", "--prompt", "悟空").stdout.startswith("悟空")

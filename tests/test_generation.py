@@ -88,9 +88,16 @@ def test_sampled_frequencies_follow_the_processed_distribution():
     torch.testing.assert_close(counts, expected, atol=0.015, rtol=0)
 
 
-def test_tiny_temperature_does_not_overflow():
-    picked = sample_next_token(LOGITS * 100, NO_TOKENS, Sampling(temperature=1e-30), torch.Generator())
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-50, 1e-300])
+def test_tiny_temperature_does_not_overflow(temperature):
+    picked = sample_next_token(LOGITS * 100, NO_TOKENS, Sampling(temperature=temperature), torch.Generator())
     assert picked[0].item() == 0 and picked[1].item() in (1, 2)
+
+
+@pytest.mark.parametrize("penalty", [1e-60, 1e-310, 1e60, 1e308])
+def test_extreme_penalty_does_not_overflow(penalty):
+    sampling = Sampling(temperature=1.0, repetition_penalty=penalty)
+    sample_next_token(LOGITS, torch.tensor([[0, 3], [1, 4]]), sampling, torch.Generator())
 
 
 def test_sampling_uses_only_its_own_generator():

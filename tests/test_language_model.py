@@ -132,6 +132,16 @@ def test_every_variant_is_causal_cached_and_counted(changes):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+def test_more_tokens_than_the_context_are_refused():
+    model = build()
+    with pytest.raises(ValueError, match="超过上下文长度 16"):
+        model(torch.zeros(1, 17, dtype=torch.long))
+    cache = model.new_cache()
+    model(torch.zeros(1, 16, dtype=torch.long), cache)
+    with pytest.raises(ValueError, match="超过上下文长度 16"):
+        model(torch.zeros(1, 1, dtype=torch.long), cache)
+
+
 def test_position_matters_with_both_kinds():
     for position in ("learned", "rope"):
         model = build(position=position)

@@ -13,6 +13,7 @@ from utils.errors import RunError
 from utils.optimizers import build_optimizers
 from utils.settings import TrainingSettings
 from utils.train_utils import (
+    FINISHING_SECONDS,
     IGNORE_INDEX,
     Budget,
     Trainer,
@@ -193,7 +194,7 @@ def test_deadline_ends_training_and_shapes_the_schedule(monkeypatch):
 
     def tick(loss, progress):
         now[0] += 1.0
-        factors.append(trainer.learning_rate)
+        factors.append(trainer.learning_rate / trainer.settings.learning_rate)
 
     trainer.on_step = tick
     list(trainer.run(Budget(10_000, deadline=20.0)))
@@ -204,8 +205,23 @@ def test_deadline_ends_training_and_shapes_the_schedule(monkeypatch):
 def test_plan_takes_the_smaller_limit_and_leaves_time_to_finish():
     assert plan_budget(make_trainer(TrainingSettings(batch_size=4, epochs=3)), 0.0).total_steps == 24
     assert plan_budget(make_trainer(TrainingSettings(batch_size=4, max_steps=7)), 0.0).total_steps == 7
-    budget = plan_budget(make_trainer(TrainingSettings(batch_size=4, max_minutes=5)), 1000.0)
-    assert budget.deadline == math.inf or budget.deadline < 1000.0 + 300 or budget.deadline < budget.started + 60
+    assert plan_budget(make_trainer(), 0.0).deadline == math.inf
+    trainer = make_trainer(TrainingSettings(batch_size=4, max_minutes=5, eval_iter=1))
+    trainer.rehearse = lambda: 1.2  # 每步 4 个样本 1.2 秒：前向每个 0.1 秒
+    # 一次评估看 4 + 4 个样本，最后还要看整个验证部分的 7 个
+    expected = 1000.0 + 300 - 0.1 * (4 + 4 + 7) - FINISHING_SECONDS
+    assert plan_budget(trainer, 1000.0).deadline == pytest.approx(expected)
+
+
+def test_finishing_never_takes_more_than_a_fifth_of_the_time():
+    trainer = make_trainer(TrainingSettings(batch_size=4, max_minutes=1))
+    trainer.rehearse = lambda: 1000.0
+    assert plan_budget(trainer, 500.0).deadline == pytest.approx(500.0 + 48)
+
+
+def test_training_that_ends_with_an_epoch_is_still_in_that_epoch():
+    _, records = run(make_trainer(), 16)  # 每轮 8 步
+    assert (records[-1].step, records[-1].epoch) == (16, 2)
 
 
 def test_loss_that_is_not_finite_stops_before_the_step():

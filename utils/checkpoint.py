@@ -27,9 +27,9 @@ class ModelFile:
     tokenizer: dict | None
 
 
-def save_model(path: Path, model: nn.Module) -> None:
-    """把 state_dict 写成谁都能用 torch.load(path, weights_only=True) 读的文件。"""
-    write_atomically(path, lambda file: torch.save(model.state_dict(), file))
+def save_model(path: Path, model: nn.Module, keep_old: bool = False) -> Path | None:
+    """把 state_dict 写成谁都能用 torch.load(path, weights_only=True) 读的文件；keep_old 同 write_atomically。"""
+    return write_atomically(path, lambda file: torch.save(model.state_dict(), file), keep_old)
 
 
 def read_model_file(path: Path) -> ModelFile:
@@ -87,9 +87,9 @@ def load_weights(model: nn.Module, file: ModelFile, config_name: object) -> None
     weights = _with_our_names(file.weights)
     expected = {name: value for name, value in model.state_dict().items() if name != DESCRIPTION_KEY}
     for name in expected.keys() | weights.keys():
-        ours, theirs = (tuple(w[name].shape) if name in w else "没有" for w in (expected, weights))
+        ours, theirs = (f"是 {tuple(w[name].shape)}" if name in w else "没有" for w in (expected, weights))
         if ours != theirs:
-            raise UserError(file.path, f"与 {config_name} 不符：{name} 在文件里为 {theirs}，按配置应为 {ours}")
+            raise UserError(file.path, f"与 {config_name} 不符：{name} 在文件里{theirs}，按配置应{ours}")
     if model.cfg.tie_weights and not torch.equal(weights["tok_emb.weight"], weights["out_head.weight"]):
         advice = '在配置里写上 "tie_weights": false。'
         raise UserError(file.path, f"与 {config_name} 不符：tok_emb.weight 与 out_head.weight 不同", advice)
@@ -116,11 +116,25 @@ def _compare_fields(weights: dict[str, Tensor], cfg: Any) -> dict[str, tuple[Any
 
 
 def _with_our_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """早期版本的权重只有名字不同：位置嵌入在最外层，因果掩码也存在文件里。"""
-    renamed = {name: tensor for name, tensor in weights.items() if not name.endswith(".attn.mask")}
-    if "pos_emb.weight" in renamed:
-        renamed["position.pos_emb.weight"] = renamed.pop("pos_emb.weight")
+    """早期版本的权重换成现在的名字：那时位置嵌入在最外层，因果掩码也存在文件里，前馈层有时叫 ffn。"""
+    renamed = {}
+    for name, tensor in weights.items():
+        name = name.replace(".ffn.", ".ff.")
+        if not name.endswith(".attn.mask"):
+            renamed[f"position.{name}" if name == "pos_emb.weight" else name] = tensor
+    for name in [name for name in renamed if name.endswith(".attn.W_query.weight")]:
+        # 更早的注意力没有输出投影，等于乘单位矩阵
+        prefix = name.removesuffix("W_query.weight") + "out_proj."
+        if f"{prefix}weight" not in renamed:
+            dim = renamed[name].shape[0]
+            renamed |= {f"{prefix}weight": torch.eye(dim), f"{prefix}bias": torch.zeros(dim)}
     return renamed
+
+
+def has_tied_weights(file: ModelFile) -> bool:
+    """输出层与 token 嵌入是不是同一个矩阵。"""
+    pair = [file.weights.get(name) for name in ("tok_emb.weight", "out_head.weight")]
+    return all(matrix is not None for matrix in pair) and torch.equal(*pair)
 
 
 def tokenizer_of(file: ModelFile, spec: dict | None) -> Tokenizer:

@@ -1,13 +1,14 @@
 """文件：读用户给的文件之前先看清它是什么；写文件要么全成，要么不动。"""
 
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from utils.errors import UserError
+from utils.errors import RunError, UserError
 
 
 def check_input_file(path: Path, kind: str, advice: str = "") -> None:
@@ -55,15 +56,49 @@ def keep_backup(path: Path) -> Path | None:
     """已有的 path 改名为 <name>.bak（已被占用则 .bak2、.bak3 …）并返回新名字；没有则返回 None。"""
     if not path.exists():
         return None
-    number = 1
-    while (backup := path.with_name(f"{path.name}.bak{'' if number == 1 else number}")).exists():
-        number += 1
+    backup = _backup_name(path)
     os.replace(path, backup)
     return backup
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """用 write(文件) 写出 path：先写同一文件夹里的临时文件并落盘，再改名顶替，任何时刻断电都不会留下半个文件。"""
+def _link_backup(path: Path) -> Path | None:
+    """给已有的 path 添一个备份的名字：在新文件顶替它之前，旧文件一刻也没有消失。"""
+    if not path.exists():
+        return None
+    backup = _backup_name(path)
+    try:
+        os.link(path, backup)
+    except OSError:  # 如 FAT 格式的 U 盘没有硬链接
+        os.replace(path, backup)
+    return backup
+
+
+def _backup_name(path: Path) -> Path:
+    number = 1
+    while (backup := path.with_name(f"{path.name}.bak{'' if number == 1 else number}")).exists():
+        number += 1
+    return backup
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], keep_old: bool = False) -> Path | None:
+    """用 write(文件) 写出 path：先写同一文件夹里的临时文件并落盘，再改名顶替，任何时刻断电都不会留下半个文件。
+
+    keep_old 时原有的文件留作备份，返回备份的名字。磁盘出错时抛出 RunError，path 保持原样。
+    """
+    try:
+        return _write_and_replace(path, write, keep_old)
+    except RuntimeError as error:  # torch.save 把磁盘错误包在 RuntimeError 里
+        if not isinstance(error.__context__, OSError):
+            raise
+        cause = error.__context__
+    except OSError as error:
+        cause = error
+    free = shutil.disk_usage(path.parent).free
+    reason = f"写不进去（{cause.strerror or cause}），所在磁盘还有 {free / 1e6:,.0f} MB"
+    raise RunError(path, reason, "原有的文件没有改动；腾出空间后再试。")
+
+
+def _write_and_replace(path: Path, write: Callable[[BinaryIO], object], keep_old: bool) -> Path | None:
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     temporary = Path(name)
     try:
@@ -72,7 +107,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_current_umask())  # mkstemp 只给自己读写权限
+        backup = _link_backup(path) if keep_old else None
         os.replace(temporary, path)
+        return backup
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -45,9 +45,9 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
 def sample_next_token(logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
     """logits (batch, vocab_size), 已有的 token (batch, seq) -> (batch, 1)"""
-    logits = logits.float()
+    logits = logits.double()  # 温度和惩罚再极端也不会变成 0 / 0
     if sampling.repetition_penalty != 1.0:
-        logits = penalize_repetition(logits, seen, sampling.repetition_penalty)
+        logits = penalize_repetition(logits, seen, sampling.repetition_penalty).nan_to_num()
     if sampling.temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     # 先减去最大值，温度极小时也不会溢出；分布不变

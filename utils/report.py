@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from utils.checkpoint import load_weights, read_model_file
+from utils.console import say
 from utils.corpus import Corpus
 from utils.device import describe_device
 from utils.generation import Sampling, generate_text
@@ -14,7 +15,7 @@ from utils.text_utils import load_gpt2_tokenizer
 from utils.train_utils import Budget, Evaluation, Trainer, calc_loss_loader, evaluating
 from utils.training_run import RunFiles, format_duration
 
-HOURS_ARE_LONG = 3600.0
+LONG_SECONDS = 3600.0
 QUICK_CONFIG = "configs/pocket_config_5M.json"
 EXCERPT_CHARACTERS = 20_000  # 用来比较两种词表的一段
 SAMPLE_TOKENS = 100
@@ -25,29 +26,30 @@ def print_start(trainer: Trainer, corpus: Corpus, config_path: Path, dtype: torc
     """训练之前：用什么设备、多大的模型、多少数据。"""
     cfg = trainer.model.cfg
     num_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    print(f"设备：{describe_device(trainer.device)}，精度 {str(dtype).removeprefix('torch.')}")
-    print(f"模型：{config_path}，{num_parameters:,} 个参数，上下文 {cfg.context_length} 个 token")
-    print(f"词表：{_describe_vocabulary(corpus)}")
-    print(
+    say(f"设备：{describe_device(trainer.device)}，精度 {str(dtype).removeprefix('torch.')}")
+    say(f"模型：{config_path}，{num_parameters:,} 个参数，上下文 {cfg.context_length} 个 token")
+    say(f"词表：{_describe_vocabulary(corpus)}")
+    say(
         f"语料：{corpus.path}，训练 {len(corpus.train_text):,} 字（{len(corpus.train_ids):,} token），"
         f"验证 {len(corpus.validate_text):,} 字（{len(corpus.validate_ids):,} token）"
     )
 
 
 def _describe_vocabulary(corpus: Corpus) -> str:
-    text = f"{corpus.tokenizer.vocab_size:,} 个 token，平均每个 {corpus.characters_per_token:.2f} 字"
+    text = f"{corpus.tokenizer.vocab_size:,} 个 token，平均每个 token {corpus.characters_per_token:.2f} 字"
     if corpus.tokenizer.kind == "gpt2":
         return f"GPT-2 词表，{text}"
     excerpt = corpus.train_text[:EXCERPT_CHARACTERS]
     gpt2 = len(excerpt) / len(load_gpt2_tokenizer().encode(excerpt))
-    return f"在训练部分上训练的词表，{text}（GPT-2 词表约 {gpt2:.2f} 字）"
+    return f"在训练部分上训练的词表，{text}（GPT-2 词表约 {gpt2:.2f}）"
 
 
 def print_plan(trainer: Trainer, budget: Budget) -> None:
     """训练之前：一共几步，大约多久；太久就推荐小一些的配置。"""
     settings = trainer.settings
     total_steps, seconds_per_step = budget.total_steps, budget.seconds_per_step
-    estimate = total_steps * seconds_per_step * 1.1  # 评估和保存约占一成
+    num_evaluations = 2 + total_steps // settings.eval_freq
+    estimate = total_steps * seconds_per_step + num_evaluations * trainer.evaluation_seconds(seconds_per_step)
     epochs = total_steps / trainer.steps_per_epoch
     time = format_duration(estimate)
     if settings.max_minutes and settings.max_minutes * 60 < estimate:
@@ -56,9 +58,9 @@ def print_plan(trainer: Trainer, budget: Budget) -> None:
         time = f"预计 {time}"
     speed = settings.batch_size * settings.accumulation_steps * trainer.model.cfg.context_length / seconds_per_step
     speed_text = f"每步 {seconds_per_step:.3g} 秒（{speed:,.0f} token/s）"
-    print(f"训练：{epochs:.3g} 轮共 {total_steps:,} 步，{speed_text}，{time}")
-    if min(estimate, 60 * (settings.max_minutes or math.inf)) > HOURS_ARE_LONG:
-        print(f"想几分钟就看到结果，可以换小模型：python pretrain.py --config {QUICK_CONFIG}")
+    say(f"训练：{epochs:.3g} 轮共 {total_steps:,} 步，{speed_text}，{time}")
+    if min(estimate, 60 * (settings.max_minutes or math.inf)) > LONG_SECONDS:
+        say(f"想几分钟就看到结果，可以换小模型：python pretrain.py --config {QUICK_CONFIG}")
 
 
 def print_result(trainer: Trainer, corpus: Corpus, kept: Evaluation, files: RunFiles) -> None:
@@ -75,14 +77,14 @@ def print_result(trainer: Trainer, corpus: Corpus, kept: Evaluation, files: RunF
     characters, num_bytes = corpus.tokenizer.count_text(covered)
     total = loss * len(covered)
     name = "Best" if settings.keep == "best" else "Last"
-    print(
+    say(
         f"{name} validate loss {loss:.3f} (Step {kept.step:06d}), {total / characters:.3f} nats/char, "
         f"{total / num_bytes / math.log(2):.3f} bits/byte"
     )
-    print(f"样文：{sample(model, corpus, settings.sample_prompt, settings.seed)}")
+    say(f"样文：{sample(model, corpus, settings.sample_prompt, settings.seed)}")
     which = "验证损失最低的" if settings.keep == "best" else "最后的"
-    print(f"{which}权重（第 {kept.step} 步）：{files.model}；损失曲线：{files.curve}；日志：{files.log}")
-    print(f"现在可以和它说话：python generate.py --model_path {files.model} --temperature 0.8 --top_k 50")
+    say(f"{which}权重（第 {kept.step} 步）：{files.model}；损失曲线：{files.curve}；日志：{files.log}")
+    say(f"现在可以和它说话：python generate.py --model_path {files.model} --temperature 0.8 --top_k 50")
 
 
 def sample(model: nn.Module, corpus: Corpus, prompt: str | None, seed: int) -> str:

@@ -75,7 +75,7 @@ class Evaluation:
     step: int  # 已更新参数的次数
     tokens: int  # 至今训练过的 token 数
     seconds: float  # 训练开始以来
-    learning_rate: float  # 最近一步的学习率与最大值之比
+    learning_rate: float  # 最近一步的学习率
     train_loss: float
     validate_loss: float
 
@@ -106,12 +106,12 @@ def plan_budget(trainer: "Trainer", command_started: float) -> Budget:
     total_steps = min(limit, settings.max_steps or limit)
     if not settings.max_minutes:
         return Budget(total_steps, seconds_per_step=seconds_per_step)
-    forward = seconds_per_step / (settings.batch_size * settings.accumulation_steps) / 3  # 前向约占一步的三分之一
-    num_samples = len(trainer.train_sample.dataset) + len(trainer.validate_sample.dataset)
+    seconds = 60 * settings.max_minutes
+    finishing = trainer.evaluation_seconds(seconds_per_step) + FINISHING_SECONDS
     if not trainer.evaluates_everything:
-        num_samples += len(trainer.validate_loader.dataset)
-    deadline = command_started + 60 * settings.max_minutes - forward * num_samples - FINISHING_SECONDS
-    return Budget(total_steps, max(deadline, time.monotonic() + seconds_per_step), seconds_per_step)
+        finishing += trainer.forward_seconds(seconds_per_step) * len(trainer.validate_loader.dataset)
+    deadline = command_started + seconds - min(finishing, seconds / 5)
+    return Budget(total_steps, deadline, seconds_per_step)
 
 
 class Trainer:
@@ -148,15 +148,25 @@ class Trainer:
         """每次评估看的是不是整个验证部分。"""
         return len(self.validate_sample.dataset) == len(self.validate_loader.dataset)
 
+    def forward_seconds(self, seconds_per_step: float) -> float:
+        """一个样本的前向要几秒；前向约占训练一步的三分之一。"""
+        return seconds_per_step / (self.settings.batch_size * self.settings.accumulation_steps) / 3
+
+    def evaluation_seconds(self, seconds_per_step: float) -> float:
+        """一次评估要几秒。"""
+        num_samples = len(self.train_sample.dataset) + len(self.validate_sample.dataset)
+        return self.forward_seconds(seconds_per_step) * num_samples
+
     def run(self, budget: Budget) -> Iterator[Evaluation]:
         """训练到 budget 用完或 stop_requested 为止；第 0 步和最后一步总会评估（中断时除外）。"""
         self.model.train()
         yield self.evaluate(budget)
-        for batches in self._grouped_batches():
+        groups = self._grouped_batches()
+        while not self.stop_requested:
             progress = budget.progress(self.step) if self.step else 0.0  # 时间再紧也至少走一步
-            if progress >= 1 or self.stop_requested:
+            if progress >= 1:
                 break
-            loss = self._train_step(batches, progress)
+            loss = self._train_step(next(groups), progress)
             self.on_step(loss, progress)
             if self.step % self.settings.eval_freq == 0:
                 yield self.evaluate(budget)
@@ -179,8 +189,9 @@ class Trainer:
         if not math.isfinite(loss) or not torch.isfinite(norm):
             what = f"损失为 {loss}" if not math.isfinite(loss) else f"梯度范数为 {norm.item()}"
             raise RunError(f"第 {self.step + 1} 步", what, "这一步没有保存；减小 --learning_rate 再试。")
-        self.learning_rate = learning_rate_factor(self.step, self.settings.warmup_steps, progress)
-        set_learning_rate(self.optimizers, self.learning_rate)
+        factor = learning_rate_factor(self.step, self.settings.warmup_steps, progress)
+        set_learning_rate(self.optimizers, factor)
+        self.learning_rate = factor * self.settings.learning_rate
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -206,8 +217,8 @@ class Trainer:
         losses = evaluate_model(self.model, self.train_sample, self.validate_sample, self.precision)
         return Evaluation(self.epoch, self.step, self.tokens, seconds, self.learning_rate, *losses)
 
-    def rehearse(self, max_steps: int = 3, max_seconds: float = 20.0) -> float:
-        """试跑几步，返回每步秒数；学习率为 0、跑完抹去优化器状态和随机状态，什么也没有改变。"""
+    def rehearse(self, max_steps: int = 4, max_seconds: float = 20.0) -> float:
+        """试跑二到四步，返回每步秒数；学习率为 0、跑完抹去优化器状态和随机状态，什么也没有改变。"""
         before = self.step, self.tokens, self.epoch
         accelerators = [] if self.device.type == "cpu" else [self.device.index or 0]
         with torch.random.fork_rng(accelerators, device_type=self.device.type):
@@ -215,16 +226,16 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.state.clear()
         self.step, self.tokens, self.epoch = before
-        return min(durations)  # 第一步含预热，最小的最接近常态
+        return min(durations[1:])  # 第一步含预热，不算
 
     def _timed_steps(self, max_steps: int, max_seconds: float) -> Iterator[float]:
-        """以学习率 0 走几步，交出各步的秒数。"""
+        """以学习率 0 走几步，交出各步的秒数；至少两步。"""
         started = time.monotonic()
-        for batches in islice(self._grouped_batches(), max_steps):
+        for index, batches in enumerate(islice(self._grouped_batches(), max_steps)):
             begin = time.monotonic()
             self._train_step(batches, progress=1.0)
             yield time.monotonic() - begin
-            if time.monotonic() - started > max_seconds:
+            if index and time.monotonic() - started > max_seconds:
                 return
 
 

@@ -4,16 +4,20 @@ import json
 import math
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
+import torch
+from torch import nn
 from tqdm import tqdm
 
 from utils.checkpoint import save_model
-from utils.errors import RunError, Terminated, discard_stdout
-from utils.files import keep_backup, write_atomically
+from utils.console import hint, say
+from utils.errors import RunError, Terminated
+from utils.files import write_atomically
 from utils.plotting import plot_losses
 from utils.train_utils import Budget, Evaluation, Trainer
 
@@ -44,28 +48,25 @@ class RunFiles:
         self.log = model_path.with_name(model_path.name + ".log.jsonl")
         self.curve = model_path.with_name(model_path.name + ".loss.png")
         self.records: list[Evaluation] = []
-        self._backed_up: set[Path] = set()
+        self._written: set[Path] = set()
 
     def save_model(self, trainer: Trainer) -> None:
-        self._back_up_once(self.model)
-        save_model(self.model, trainer.model)
+        self._write(self.model, lambda keep_old: save_model(self.model, trainer.model, keep_old))
 
     def add_record(self, record: Evaluation) -> None:
         """日志每次整个重写：几百行而已，换来任何时刻文件都完整。"""
         self.records.append(record)
-        self._back_up_once(self.log)
         lines = "".join(json.dumps(asdict(item)) + "\n" for item in self.records)
-        write_atomically(self.log, lambda file: file.write(lines.encode("utf-8")))
+        self._write(self.log, partial(write_atomically, self.log, lambda file: file.write(lines.encode("utf-8"))))
 
     def draw_curve(self) -> None:
-        self._back_up_once(self.curve)
-        columns = zip(*((item.tokens, item.train_loss, item.validate_loss) for item in self.records), strict=True)
-        plot_losses(*map(list, columns), self.curve)
+        self._write(self.curve, partial(plot_losses, self.records, self.curve))
 
-    def _back_up_once(self, path: Path) -> None:
-        if path not in self._backed_up and (backup := keep_backup(path)):
-            tqdm.write(f"已有的 {path} 改名保留为 {backup.name}", file=sys.stderr)
-        self._backed_up.add(path)
+    def _write(self, path: Path, write: Callable[[bool], Path | None]) -> None:
+        """这次训练第一次写 path 时，把同名的旧文件留作备份。"""
+        if backup := write(path not in self._written):
+            hint(f"已有的 {path} 保留为 {backup.name}")
+        self._written.add(path)
 
 
 class ProgressBar:
@@ -97,6 +98,7 @@ def stop_on_signal(trainer: Trainer) -> Iterator[list[int]]:
     def handle(signum: int, frame: object) -> None:
         trainer.stop_requested = True
         received.append(signum)
+        hint("走完这一步就停；再按一次立刻离开。")
         if len(received) > 1:
             raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
 
@@ -118,10 +120,10 @@ def run_training(trainer: Trainer, budget: Budget, files: RunFiles) -> Evaluatio
     with stop_on_signal(trainer) as received:
         try:
             for record in trainer.run(budget):
-                print_log_line(record)
+                say(format_log_line(record))
+                check_finite(record)
                 files.add_record(record)
                 if record.step and (kept is None or trainer.settings.keep == "last" or is_better(record, kept)):
-                    check_finite(record)
                     files.save_model(trainer)
                     kept = record
         finally:
@@ -132,20 +134,15 @@ def run_training(trainer: Trainer, budget: Budget, files: RunFiles) -> Evaluatio
     return kept
 
 
-def print_log_line(record: Evaluation) -> None:
-    """打印一行；读的一方（如 head -1）走了就不再打印，训练照常继续。"""
-    try:
-        tqdm.write(format_log_line(record), file=sys.stdout)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        discard_stdout()
-
-
 def check_finite(record: Evaluation) -> None:
-    """验证损失不是有限数的权重不值得保存。"""
-    if not math.isfinite(record.validate_loss):
-        reason = f"验证损失为 {record.validate_loss}"
+    """损失不是有限数的权重不值得保存。"""
+    if not math.isfinite(record.train_loss + record.validate_loss):
+        reason = f"训练损失为 {record.train_loss}，验证损失为 {record.validate_loss}"
         raise RunError(f"第 {record.step} 步", reason, "这一步没有保存；减小 --learning_rate 再试。")
+
+
+def is_finite(model: nn.Module) -> bool:
+    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
 
 
 def is_better(record: Evaluation, kept: Evaluation) -> bool:
@@ -153,7 +150,7 @@ def is_better(record: Evaluation, kept: Evaluation) -> bool:
 
 
 def _leave(trainer: Trainer, files: RunFiles, kept: Evaluation | None, signum: int) -> None:
-    if trainer.step and (kept is None or trainer.settings.keep == "last"):
+    if trainer.step and (kept is None or trainer.settings.keep == "last") and is_finite(trainer.model):
         files.save_model(trainer)
         saved_step = trainer.step
     else:
@@ -161,5 +158,5 @@ def _leave(trainer: Trainer, files: RunFiles, kept: Evaluation | None, signum: i
     if files.records:
         files.draw_curve()
     message = f"，{files.model} 里是第 {saved_step} 步的权重" if saved_step else "，还没有可保存的权重"
-    print(f"已在第 {trainer.step} 步停止{message}。", file=sys.stderr)
+    hint(f"已在第 {trainer.step} 步停止{message}。")
     raise KeyboardInterrupt if signum == signal.SIGINT else Terminated

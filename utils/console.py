@@ -1,0 +1,23 @@
+"""训练程序对用户说话：不弄乱进度条，也不因为没人听了就停下训练。"""
+
+import sys
+
+from tqdm import tqdm
+
+from utils.errors import discard_stdout
+
+
+def say(text: str) -> None:
+    """在 stdout 上打印一行；读的一方（如 head -1）走了就不再打印，训练照常继续。"""
+    if sys.stdout is None:  # 以 >&- 启动时没有标准输出
+        return
+    try:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard_stdout()
+
+
+def hint(text: str) -> None:
+    """在 stderr 上打印一行提示。"""
+    tqdm.write(text, file=sys.stderr)
