@@ -43,11 +43,12 @@ def train(args: argparse.Namespace, config: ConfigFile, settings: TrainingSettin
     from utils import device as devices
     from utils import report
     from utils.corpus import Corpus
-    from utils.memory import estimate_training_bytes
+    from utils.memory import estimate_training_bytes, keep_freed_memory
     from utils.optimizers import build_optimizers
     from utils.train_utils import Trainer, plan_budget
     from utils.training_run import RunFiles, run_training
 
+    keep_freed_memory()
     cfg = config.model
     device = devices.choose_device(settings.device)
     dtype = devices.choose_dtype(settings.dtype, device)

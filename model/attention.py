@@ -16,7 +16,7 @@ def causal_mask(num_queries: int, num_keys: int, device: torch.device | None = N
     return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
 
 
-def attention_by_definition(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def attention_by_definition(queries: Tensor, keys: Tensor, values: Tensor, drop_rate: float = 0.0) -> Tensor:
     """注意力的定义，softmax(QKᵀ / √head_dim) V (Vaswani et al. 2017, 式 1)，只看过去。
 
     queries (batch, heads, seq, head_dim)，keys 和 values (batch, heads, total, head_dim)，结果与 queries 同形状。
@@ -24,7 +24,8 @@ def attention_by_definition(queries: Tensor, keys: Tensor, values: Tensor) -> Te
     # 除以 √head_dim，否则点积随维度变大，softmax 会饱和
     scores = queries @ keys.transpose(-2, -1) / math.sqrt(keys.shape[-1])
     mask = causal_mask(queries.shape[-2], keys.shape[-2], queries.device)
-    return scores.masked_fill(~mask, -math.inf).softmax(dim=-1) @ values
+    weights = scores.masked_fill(~mask, -math.inf).softmax(dim=-1, dtype=queries.dtype)
+    return F.dropout(weights, drop_rate) @ values
 
 
 class HeadNorm(nn.Module):
@@ -70,17 +71,21 @@ class MultiHeadAttention(nn.Module):
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """融合的注意力：不落地 (seq, total) 的分数表，省内存也更快。"""
+        """三种情形：整段；接着缓存的一段；单个新 token，什么都看得见。"""
         num_queries, num_keys = queries.shape[2], keys.shape[2]
-        # 三种情形只差掩码：整段（内核自带因果掩码）、接着缓存的一段、单个新 token（什么都看得见）
         is_whole = num_queries == num_keys
+        drop_rate = self.drop_rate if self.training else 0.0
+        if is_whole and self._definition_is_faster(queries, drop_rate):
+            with torch.autocast(queries.device.type, enabled=False):  # 否则 softmax 会换成 float32
+                return attention_by_definition(queries, keys, values, drop_rate)
         mask = None if is_whole or num_queries == 1 else causal_mask(num_queries, num_keys, queries.device)
+        # 融合内核不把 (seq, total) 的分数表写进内存，省内存也更快
         return F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            dropout_p=self.drop_rate if self.training else 0.0,
-            is_causal=is_whole,
-            enable_gqa=self.is_grouped,
+            queries, keys, values, attn_mask=mask, dropout_p=drop_rate, is_causal=is_whole, enable_gqa=self.is_grouped
+        )
+
+    def _definition_is_faster(self, queries: Tensor, drop_rate: float) -> bool:
+        """CPU 的融合内核 (torch 2.13) 不会 dropout，bfloat16 也没有用上矩阵指令，照定义算反而快。"""
+        return (
+            queries.device.type == "cpu" and not self.is_grouped and (queries.dtype == torch.bfloat16 or drop_rate > 0)
         )

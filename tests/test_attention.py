@@ -83,6 +83,24 @@ def test_head_norm_makes_mean_square_one():
     torch.testing.assert_close(normed.square().mean(dim=-1), torch.ones(2, 4, 5), atol=1e-4, rtol=1e-4)
 
 
+def test_bfloat16_on_the_cpu_equals_float32_to_its_precision():
+    cfg = tiny_config(qk_norm=True)
+    attention, position = MultiHeadAttention(cfg, layer=0), RotaryPosition(cfg)
+    x = torch.randn(2, 12, cfg.emb_dim)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = attention(x, position)
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), attention(x, position), atol=0.02, rtol=0.02)
+
+
+def test_attention_dropout_keeps_the_mean():
+    cfg = tiny_config(drop_rate=0.3)
+    attention, x = MultiHeadAttention(cfg, layer=0), torch.randn(1, 6, cfg.emb_dim)
+    position = LearnedPosition(cfg)
+    average = torch.stack([attention(x, position) for _ in range(3000)]).mean(dim=0)
+    torch.testing.assert_close(average, attention.eval()(x, position), atol=0.03, rtol=0)
+
+
 def test_dropout_acts_only_in_training():
     cfg = tiny_config(drop_rate=0.5)
     attention, x = MultiHeadAttention(cfg, layer=0), torch.randn(1, 8, cfg.emb_dim)

@@ -13,6 +13,7 @@ from tiktoken_ext.openai_public import r50k_base
 
 from conftest import ROOT
 from utils import text_utils
+from utils.config_file import TOKENIZER_SPLITS
 from utils.errors import UserError
 from utils.text_utils import (
     END_OF_TEXT,
@@ -108,6 +109,19 @@ def test_merges_follow_frequency():
     assert b"ab" in tokens and b"abab" in tokens and b"cd" not in tokens
 
 
+def test_han_split_gives_each_han_character_its_own_token():
+    tokenizer = train_tokenizer("悟空笑道：good morning，悟空笑道：good morning。" * 50, 400, split="han")
+    tokens = {tokenizer.token_bytes(token_id).decode("utf-8", "replace") for token_id in range(256, tokenizer.vocab_size - 1)}
+    assert {"悟", "空", "笑", "道", " morning"} <= tokens and not {"悟空", "笑道"} & tokens
+    assert tokenizer.decode(tokenizer.encode("悟空 said：é٣\n\n")) == "悟空 said：é٣\n\n"
+    assert Tokenizer.from_state(tokenizer.state()).encode("悟空笑道") == tokenizer.encode("悟空笑道")
+    assert len(tokenizer.encode("悟空笑道")) == 4
+
+
+def test_splits_have_the_names_the_configuration_knows():
+    assert tuple(text_utils.SPLIT_PATTERNS) == TOKENIZER_SPLITS
+
+
 def test_short_text_gives_a_smaller_vocabulary():
     tokenizer = train_tokenizer("好好好", 5000)
     assert 257 <= tokenizer.vocab_size < 300
@@ -146,7 +160,7 @@ def test_state_rebuilds_the_same_tokenizer(gpt2, bpe, corpus_text):
 @pytest.mark.parametrize("ranks", ["", "YQ== 0\n", "不是词表", "YQ== 0\nYg== 0\n"])
 def test_incomplete_state_is_refused(ranks):
     with pytest.raises(ValueError):
-        Tokenizer.from_state({"type": "bpe", "ranks": ranks})
+        Tokenizer.from_state({"type": "bpe", "split": "gpt2", "ranks": ranks})
 
 
 def test_stream_equals_full_decode_and_never_breaks_a_character(gpt2):

@@ -11,6 +11,7 @@ from utils.files import read_input_file
 
 CONFIGS_DIR = Path(__file__).resolve().parent.parent / "configs"
 TOKENIZER_TYPES = ("gpt2", "bpe")
+TOKENIZER_SPLITS = ("gpt2", "han")  # 与 text_utils.SPLIT_PATTERNS 的名字相同；那边要载入 torch，这里不等它
 MIN_BPE_VOCAB_SIZE = 257  # 256 个字节和一个文本结束符
 MAX_BPE_VOCAB_SIZE = 1_000_000  # 训练词表的库按它预留内存
 MAX_DIGITS = 1000
@@ -22,7 +23,7 @@ class ConfigFile:
 
     path: Path
     model: Any  # build_model_config 的结果
-    tokenizer: dict  # {"type": "gpt2"} 或 {"type": "bpe", "vocab_size": N}
+    tokenizer: dict  # {"type": "gpt2"} 或 {"type": "bpe", "vocab_size": N, "split": "gpt2" | "han"}
     training: dict  # 训练设置，还未检查
 
 
@@ -86,9 +87,12 @@ def _check_tokenizer(tokenizer: Any, path: Path) -> None:
     if kind not in TOKENIZER_TYPES:
         choices = " | ".join(TOKENIZER_TYPES)
         raise UserError(path, f'"tokenizer" 的 type 应为 {choices} 之一，收到 {json.dumps(kind)}')
-    allowed = {"type", "vocab_size"} if kind == "bpe" else {"type"}
+    allowed = {"type", "vocab_size", "split"} if kind == "bpe" else {"type"}
     if unknown := set(tokenizer) - allowed:
         raise UserError(path, f'"tokenizer" 里有未知字段 {"、".join(sorted(unknown))}')
+    if tokenizer.get("split", TOKENIZER_SPLITS[0]) not in TOKENIZER_SPLITS:
+        choices = " | ".join(TOKENIZER_SPLITS)
+        raise UserError(path, f'"tokenizer" 的 split 应为 {choices} 之一，收到 {json.dumps(tokenizer["split"])}')
     size = tokenizer.get("vocab_size")
     if kind == "bpe" and (type(size) is not int or not MIN_BPE_VOCAB_SIZE <= size <= MAX_BPE_VOCAB_SIZE):
         span = f"{MIN_BPE_VOCAB_SIZE} 到 {MAX_BPE_VOCAB_SIZE} 的整数"

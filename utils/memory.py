@@ -1,10 +1,24 @@
 """训练要用多少内存：开始之前就算出来，装不下的不必试。"""
 
+import contextlib
+import ctypes
 from typing import Any
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc 的 malloc.h 里的编号
 BYTES_PER_PARAMETER = 16  # float32 的权重、梯度和 AdamW 的两个动量
 ACTIVATIONS_PER_LAYER = 16  # 每层为反向传播留下的激活，以 (batch, seq, emb_dim) 为单位，4 倍宽的前馈占一半
 LOGITS_COPIES = 3  # 分数、它的 log-softmax、它的梯度
+
+
+def keep_freed_memory() -> None:
+    """让 glibc 留着释放的大块内存：训练每步都要同样大的张量，还给系统再要回来，时间就花在缺页上。
+
+    应在建立第一个大张量之前调用；别的系统没有 mallopt，什么也不做。
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def estimate_generation_bytes(cfg: Any, num_parameters: int) -> int:

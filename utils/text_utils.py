@@ -20,21 +20,30 @@ PARAGRAPH_BREAK = re.compile(r"\n+(?=\S)")
 CHUNK_CHARACTERS = 100_000
 LONG_BLANK = re.compile(r"(\s{10000})")  # 百万个连续的空白会让 tiktoken 的正则耗尽栈，先在这里切开
 END_OF_TEXT = "<|endoftext|>"
-# GPT-2 的预切分 (Radford et al. 2019, 2.2 节)：BPE 的合并不跨越英文缩写、词、数字、标点、空白的边界
-SPLIT_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+# 预切分：BPE 的合并不跨越这里切出的边界
+SPLIT_PATTERNS = {
+    # GPT-2 (Radford et al. 2019, 2.2 节)：英文缩写、词、数字、标点、空白；一串汉字算一个词
+    "gpt2": r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s""",
+    # 同上，但汉字一个一个切开：一个汉字最多一个 token，小语料上每个 token 都见得够多
+    "han": r"""'(?:[sdmt]|ll|ve|re)|\p{Han}| ?[^\P{L}\p{Han}]++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s""",
+}
 
 
 class Tokenizer:
-    """字节级 BPE：ranks 是 {字节串: id}，id 越小越先合并；文本结束符排在最后。"""
+    """字节级 BPE：ranks 是 {字节串: id}，id 越小越先合并；文本结束符排在最后。split 是 SPLIT_PATTERNS 里的名字。"""
 
-    def __init__(self, kind: str, ranks: dict[bytes, int]):
-        self.kind = kind
+    def __init__(self, kind: str, ranks: dict[bytes, int], split: str = "gpt2"):
+        self.kind, self.split = kind, split
         self.end_of_text_id = len(ranks)
         self.vocab_size = len(ranks) + 1
         self._ranks = ranks
         special = {END_OF_TEXT: self.end_of_text_id}
         self._encoding = tiktoken.Encoding(
-            kind, pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=special, explicit_n_vocab=self.vocab_size
+            kind,
+            pat_str=SPLIT_PATTERNS[split],
+            mergeable_ranks=ranks,
+            special_tokens=special,
+            explicit_n_vocab=self.vocab_size,
         )
 
     def encode(self, text: str) -> list[int]:
@@ -56,14 +65,16 @@ class Tokenizer:
 
     def state(self) -> dict:
         """写进模型文件的描述；GPT-2 的词表人人都有，只记名字。"""
-        return {"type": self.kind} if self.kind == "gpt2" else {"type": self.kind, "ranks": _format_ranks(self._ranks)}
+        if self.kind == "gpt2":
+            return {"type": self.kind}
+        return {"type": self.kind, "split": self.split, "ranks": _format_ranks(self._ranks)}
 
     @classmethod
     def from_state(cls, state: dict) -> "Tokenizer":
         """由 state() 的结果重建；描述不合法时抛出 ValueError。"""
         if state["type"] == "gpt2":
             return load_gpt2_tokenizer()
-        return cls(state["type"], _parse_ranks(state["ranks"]))
+        return cls(state["type"], _parse_ranks(state["ranks"]), state["split"])
 
 
 def load_gpt2_tokenizer() -> Tokenizer:
@@ -75,7 +86,7 @@ def load_gpt2_tokenizer() -> Tokenizer:
     return Tokenizer("gpt2", _parse_ranks(data.decode("ascii")))
 
 
-def train_tokenizer(text: str, vocab_size: int) -> Tokenizer:
+def train_tokenizer(text: str, vocab_size: int, split: str = "gpt2") -> Tokenizer:
     """在 text 上训练字节级 BPE (Sennrich et al. 2016)：从 256 个字节出发，反复合并最常相邻的一对。
 
     同样的 text 总是得到同样的词表；text 太短时词表可能小于 vocab_size。
@@ -86,7 +97,7 @@ def train_tokenizer(text: str, vocab_size: int) -> Tokenizer:
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     trainee = BpeTrainee(models.BPE())
     trainee.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"), byte_level]
+        [pre_tokenizers.Split(Regex(SPLIT_PATTERNS[split]), behavior="isolated"), byte_level]
     )
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,  # 留一个给文本结束符
@@ -99,7 +110,7 @@ def train_tokenizer(text: str, vocab_size: int) -> Tokenizer:
     ranks = {}
     for token, rank in trainee.get_vocab().items():
         ranks[bytes(visible_to_byte[character] for character in token)] = rank
-    return Tokenizer("bpe", ranks)
+    return Tokenizer("bpe", ranks, split)
 
 
 def _chunks(text: str) -> Iterator[str]:
@@ -114,7 +125,9 @@ def _chunks(text: str) -> Iterator[str]:
 
 def build_tokenizer(spec: dict, training_text: str) -> Tokenizer:
     """按配置的 "tokenizer" 一节建立分词器；training_text 只应是训练部分。"""
-    return load_gpt2_tokenizer() if spec["type"] == "gpt2" else train_tokenizer(training_text, spec["vocab_size"])
+    if spec["type"] == "gpt2":
+        return load_gpt2_tokenizer()
+    return train_tokenizer(training_text, spec["vocab_size"], spec.get("split", "gpt2"))
 
 
 def text_to_token_ids(text: str, tokenizer: Tokenizer) -> Tensor:
