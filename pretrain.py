@@ -57,7 +57,8 @@ def train(args: argparse.Namespace, config: ConfigFile, settings: TrainingSettin
         reason = f"vocab_size={cfg.vocab_size} 小于分词器词表 {corpus.tokenizer.vocab_size}"
         raise UserError(config.path, reason, "把 vocab_size 改成分词器词表的大小。")
     train_loader, validate_loader = corpus.create_loaders(cfg.context_length, settings)
-    needed = estimate_training_bytes(cfg, sum(count_parameters(cfg).values()), settings.batch_size)
+    num_parameters = sum(count_parameters(cfg).values())
+    needed = estimate_training_bytes(cfg, num_parameters, settings.batch_size, device.type)
     devices.check_memory(needed, device, "减小 emb_dim / num_layers / --batch_size。")
 
     torch.manual_seed(settings.seed)

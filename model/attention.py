@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import ModelConfig
+from model.dropout import dropout
 from model.kv_cache import KVCache
 from model.layer_norm import EPS
 
@@ -25,7 +26,7 @@ def attention_by_definition(queries: Tensor, keys: Tensor, values: Tensor, drop_
     scores = queries @ keys.transpose(-2, -1) / math.sqrt(keys.shape[-1])
     mask = causal_mask(queries.shape[-2], keys.shape[-2], queries.device)
     weights = scores.masked_fill(~mask, -math.inf).softmax(dim=-1, dtype=queries.dtype)
-    return F.dropout(weights, drop_rate) @ values
+    return dropout(weights, drop_rate) @ values
 
 
 class HeadNorm(nn.Module):

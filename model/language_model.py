@@ -5,6 +5,7 @@ import math
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.dropout import Dropout
 from model.kv_cache import KVCache
 from model.layer_norm import build_norm
 from model.position import POSITION_CLASSES
@@ -25,7 +26,7 @@ class LanguageModel(nn.Module):
         self.tokenizer_state: dict | None = None  # 训练所用分词器的描述，见 utils/text_utils.py
         self.tok_emb = nn.Embedding(cfg.vocab_size, cfg.emb_dim)
         self.position = POSITION_CLASSES[cfg.position](cfg)
-        self.dropout = nn.Dropout(cfg.drop_rate)
+        self.dropout = Dropout(cfg.drop_rate)
         self.trf_blocks = nn.ModuleList(TransformBlock(cfg, layer) for layer in range(cfg.num_layers))
         self.final_norm = build_norm(cfg)
         self.out_head = nn.Linear(cfg.emb_dim, cfg.vocab_size, bias=False)

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from model.attention import MultiHeadAttention
 from model.config import ModelConfig
+from model.dropout import Dropout
 from model.feed_forward import build_feed_forward
 from model.kv_cache import KVCache
 from model.layer_norm import build_norm
@@ -18,7 +19,7 @@ class TransformBlock(nn.Module):
         self.attn = MultiHeadAttention(cfg, layer)
         self.norm2 = build_norm(cfg)
         self.ff = build_feed_forward(cfg)
-        self.dropout = nn.Dropout(cfg.drop_rate)
+        self.dropout = Dropout(cfg.drop_rate)
 
     def forward(self, x: Tensor, position: nn.Module, cache: KVCache | None = None) -> Tensor:
         # 残差 x + f(x)：梯度可以不经过 f 直接回到前面的层

@@ -27,6 +27,13 @@ from utils.generation import Sampling, generate_text
 LONG_NAME = "长" * 100  # UTF-8 是 300 字节，超过文件名的上限 255
 
 
+NO_FIFO = pytest.mark.skipif(os.name == "nt", reason="Windows 没有 mkfifo")
+NO_RESOURCE = pytest.mark.skipif(os.name == "nt", reason="Windows 没有 resource 模块，量不到内存峰值")
+NO_BASH = pytest.mark.skipif(os.name == "nt", reason="Windows 没有 bash 的重定向和 /dev/full")
+NO_SURROGATES = pytest.mark.skipif(os.name == "nt", reason="Windows 的参数里没有孤立的代理字符")
+NO_SIGINT = pytest.mark.skipif(os.name == "nt", reason="Windows 没有 preexec_fn，也不能只给一个进程发 Ctrl-C")
+
+
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # 小模型多线程反而慢
@@ -61,7 +68,7 @@ BAD_ARGUMENTS = [
     (["--modle_path", "x"], "--modle_path", "是否想写 --model_path？"),
     (["你好"], "你好", "无法识别的参数"),
     ([""], '""', "无法识别的参数"),
-    (["\udcff"], r"\udcff", "无法识别的参数"),
+    pytest.param((["\udcff"], r"\udcff", "无法识别的参数"), marks=NO_SURROGATES, id="surrogate"),
     (["--help=3"], "--help", "'3'"),
     (["--temperature=-1"], "--temperature", "≥0 的有限数", "收到 -1"),
     (["--temperature", "nan"], "--temperature", "收到 nan"),
@@ -71,7 +78,11 @@ BAD_ARGUMENTS = [
     (["--temperature", ""], "--temperature", '收到 ""'),
     (["--temperature", "nan", "--temperature", "1"], "--temperature", "收到 nan"),
     (["--temperature", "热"], "--temperature", "收到 热"),
-    (["--temperature", "\udcff"], "--temperature", r"收到 \udcff"),
+    pytest.param(
+        (["--temperature", "\udcff"], "--temperature", r"收到 \udcff"),
+        marks=NO_SURROGATES,
+        id="--temperature surrogate",
+    ),
     (["--temperature", "1\n2"], "--temperature", r"收到 1\n2"),
     (["--top_k", "0"], "--top_k", "≥1", "收到 0"),
     (["--top_k", "-5"], "--top_k", "≥1", "收到 -5"),
@@ -210,11 +221,12 @@ def bad_model_runs(trained, tmp_path_factory):
         before = listing(folder)
         return name, (run("generate.py", "--prompt", "悟空", cwd=folder), before, listing(folder))
 
+    models = {name: case for name, case in BAD_MODELS.items() if name != "fifo" or hasattr(os, "mkfifo")}
     with ThreadPoolExecutor(2) as pool:
-        return dict(pool.map(run_one, BAD_MODELS.items()))
+        return dict(pool.map(run_one, models.items()))
 
 
-@pytest.mark.parametrize("name", BAD_MODELS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=NO_FIFO) if name == "fifo" else name for name in BAD_MODELS])
 def test_bad_model_file_is_refused(bad_model_runs, name):
     result, before, after = bad_model_runs[name]
     parts = BAD_MODELS[name][1]
@@ -237,6 +249,7 @@ def test_config_that_contradicts_the_model_names_the_field(trained, tmp_path):
     assert_refused(tmp_path, args, "--config", "num_heads 是 8", "训练时是 4")
 
 
+@NO_RESOURCE
 def test_zip_bomb_is_refused_without_being_unpacked(trained, tmp_path):
     write_zip_bomb(None, tmp_path / "model.pth")
     code = (
@@ -344,6 +357,7 @@ def test_megabytes_of_one_character_are_answered(trained):
     assert result.stdout.count("模型: ") == 4 and result.stderr.count("提示：") == 4
 
 
+@NO_SURROGATES
 def test_too_large_top_k_is_lowered_and_the_stream_equals_the_whole_text(trained):
     """顺便看：全角数字算数字，重复的参数以最后一个为准，孤立代理字符的提示语照样回答。"""
     prompt = "悟空" * 20 + "\udcff"
@@ -379,6 +393,7 @@ def test_terminal_that_is_not_utf8_gets_replacements(trained, terminal):
     assert result.code == 0 and "?" in result.stdout and "Traceback" not in result.stderr, result.stderr
 
 
+@NO_BASH
 @pytest.mark.parametrize(
     ("redirection", "code", "error_lines"),
     [("<&-", 0, 0), (">&- --prompt 悟空", 0, 0), (">/dev/full --prompt 悟空", 1, 1), ("2>&- --top_k 0", 2, 0)],
@@ -414,6 +429,7 @@ def dialogue(folder, *args):
         process.communicate()
 
 
+@NO_SIGINT
 @pytest.mark.parametrize("while_answering", [False, True])
 def test_ctrl_c_ends_the_dialogue_cleanly(trained, while_answering):
     with dialogue(trained, "--max_new_tokens", "1000000000") as process:
@@ -426,6 +442,7 @@ def test_ctrl_c_ends_the_dialogue_cleanly(trained, while_answering):
     assert (process.returncode, stderr) == (0, b"")
 
 
+@NO_SIGINT
 def test_sigterm_ends_the_dialogue_silently(trained):
     with dialogue(trained) as process:
         process.terminate()
@@ -433,6 +450,7 @@ def test_sigterm_ends_the_dialogue_silently(trained):
     assert (process.returncode, stderr) == (128 + signal.SIGTERM, b"")
 
 
+@NO_SIGINT
 def test_reader_that_leaves_ends_the_dialogue_cleanly(trained):
     """generate.py | head -1"""
     with dialogue(trained, "--max_new_tokens", "1000000000") as process:

@@ -18,6 +18,7 @@ def test_write_replaces_the_whole_file(tmp_path):
     assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows 没有 POSIX 的权限位")
 def test_written_file_has_ordinary_permissions(tmp_path):
     write_atomically(tmp_path / "a", lambda file: file.write(b"x"))
     umask = os.umask(0)

@@ -1,7 +1,9 @@
 """pretrain.py 从头到尾：像用户那样从命令行运行。"""
 
 import json
+import os
 import re
+import shutil
 
 import pytest
 import torch
@@ -10,9 +12,12 @@ from torch.nn import functional as F
 from conftest import ROOT, run, write_config
 from model.config import ModelConfig
 from model.language_model import LanguageModel
+from utils.checkpoint import load_weights, read_model_file
 from utils.config_file import read_config
+from utils.corpus import Corpus
 from utils.settings import TrainingSettings
 from utils.text_utils import Tokenizer
+from utils.train_utils import calc_loss_loader, evaluation_loader
 
 LOG_LINE = re.compile(r"Ep (\d+) \(Step (\d{6})\): Train loss \d+\.\d{3}, Validate loss \d+\.\d{3}")
 BEST_LINE = re.compile(
@@ -124,7 +129,7 @@ def test_gpt2_configuration_and_other_settings_work(tmp_path, corpus_text):
     values = {"vocab_size": 50257, "tokenizer": {"type": "gpt2"}, "drop_rate": 0.1}
     result = pretrain(tmp_path, corpus_text, "--stride", 8, "--warmup_steps", 2, "--sample_prompt", "师父", **values)
     assert result.code == 0, result.stderr
-    assert re.search(r"GPT-2 词表，50,257 个 token，平均每个 0\.[45]\d 字", result.stdout)
+    assert re.search(r"GPT-2 词表，50,257 个 token，平均每个 token 0\.[45]\d 字", result.stdout)
     assert "样文：师父" in result.stdout
 
 
@@ -135,7 +140,27 @@ def test_long_estimate_recommends_the_small_configuration(tmp_path, corpus_text)
     # 学习率离谱，很快发散：正好看到提示，又看到发散时怎么收场
     assert "--config configs/pocket_config_5M.json" in result.stdout
     assert result.code == 1 and result.stderr.count("\n") == 1
-    assert re.search(r"错误：第 \d+ 步：(损失|梯度)", result.stderr)
+    assert re.search(r"错误：第 \d+ 步：(训练损失|损失|梯度)", result.stderr)
+
+
+COMPILERS = ("cl",) if os.name == "nt" else (os.environ.get("CXX", "c++"), "g++", "clang++")
+
+
+@pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="没有 C++ 编译器，torch.compile 编译不了 CPU 代码")
+def test_compiled_training_saves_weights_under_plain_names(tmp_path, corpus_text):
+    """编译只改变怎么算：保存的文件谁都能读，不编译时算出的损失也一样。"""
+    changes = {"num_layers": 1, "training": {"batch_size": 4, "eval_freq": 3, "eval_iter": 1}}
+    result = pretrain(tmp_path, corpus_text, "--compile", "--dtype", "float32", "--max_steps", 3, **changes)
+    assert result.code == 0, result.stderr
+    file = read_model_file(tmp_path / "model.pth")
+    model = LanguageModel(ModelConfig.from_dict(file.config))
+    assert file.weights.keys() == model.state_dict().keys() - {"_extra_state"}  # 没有 _orig_mod. 开头的名字
+    load_weights(model, file, "model.pth")
+    corpus = Corpus.from_text(corpus_text, {"type": "bpe", "vocab_size": 300}, "corpus.txt")
+    _, validate = corpus.create_loaders(16, TrainingSettings(batch_size=4))
+    first, last = (record["validate_loss"] for record in read_log(tmp_path / "model.pth.log.jsonl"))
+    assert last < first
+    assert calc_loss_loader(model, evaluation_loader(validate, 4)) == pytest.approx(last, abs=1e-4)
 
 
 def test_help_names_every_flag():

@@ -98,7 +98,8 @@ def stop_on_signal(trainer: Trainer) -> Iterator[list[int]]:
     def handle(signum: int, frame: object) -> None:
         trainer.stop_requested = True
         received.append(signum)
-        hint("走完这一步就停；再按一次立刻离开。")
+        if sys.stderr.isatty():
+            hint("走完这一步就停；再按一次立刻离开。")
         if len(received) > 1:
             raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
 

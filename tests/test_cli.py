@@ -1,0 +1,152 @@
+"""utils/cli.py：中文的帮助、一行的错误、每种取值的检查。"""
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+
+from utils import cli
+from utils.errors import UserError
+
+MAX_INT = 2**63 - 1
+
+
+def make_parser() -> cli.ArgumentParser:
+    parser = cli.ArgumentParser("说明文字。")
+    parser.add_argument("--epochs", "--rounds", type=cli.positive_int, default=3, help="几轮（默认 %(default)s）")
+    parser.add_argument("--model_path", type=cli.file_path, help="写到哪里")
+    parser.add_argument("--compile", action="store_true", help="先编译")
+    parser.add_argument("--prompts", nargs="+", help="几句提示")
+    return parser
+
+
+def refuse(parser: argparse.ArgumentParser, *arguments: str) -> str:
+    with pytest.raises(UserError) as error:
+        parser.parse_args(list(arguments))
+    assert error.value.exit_code == 2
+    return str(error.value)
+
+
+def test_help_is_chinese_and_shows_defaults(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as end:
+        make_parser().parse_args(["--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0
+    assert text.startswith("用法：") and "说明文字。" in text and "\n参数:" in text
+    assert re.search(r"-h, --help +显示这份帮助", text) and "几轮（默认 3）" in text
+    assert "--model_path 值" in text  # 取值一律写作“值”，开关没有取值
+    assert re.search(r"--compile +先编译", text)
+    assert not re.search(r"usage|options|show this|default|EPOCHS|MODEL_PATH", text)
+
+
+def test_positional_argument_keeps_its_own_name(capsys):
+    parser = make_parser()
+    parser.add_argument("dataset", metavar="数据集", help="下载哪一个")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["-h"])
+    text = capsys.readouterr().out
+    assert "\n位置参数:" in text and re.search(r"数据集 +下载哪一个", text)
+
+
+def test_good_arguments_are_converted():
+    args = make_parser().parse_args(["--epochs", "7", "--model_path", "a/模型.pth", "--compile"])
+    assert (args.epochs, args.model_path, args.compile, args.prompts) == (7, Path("a/模型.pth"), True, None)
+    assert make_parser().parse_args([]).epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epoch", "3"], "错误：--epoch：无法识别的参数。是否想写 --epochs？"),
+        (["--model-path=a"], "错误：--model-path：无法识别的参数。是否想写 --model_path？"),
+        (["--zzz"], "错误：--zzz：无法识别的参数。用 --help 查看全部参数。"),
+        (["多余"], "错误：多余：无法识别的参数。用 --help 查看全部参数。"),
+        ([""], '错误：""：无法识别的参数。用 --help 查看全部参数。'),
+    ],
+)
+def test_unknown_argument_gets_a_suggestion(arguments, message):
+    assert refuse(make_parser(), *arguments) == message
+
+
+def test_abbreviation_is_not_accepted():
+    assert "是否想写 --compile？" in refuse(make_parser(), "--compil")
+
+
+def test_errors_of_argparse_are_translated():
+    parser = make_parser()
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--fast", action="store_true")
+    group.add_argument("--slow", action="store_true")
+    for arguments, message in (
+        (["--model_path"], "错误：--model_path：后面缺少取值。取值以 - 开头时写成 --model_path=取值。"),
+        (["--model_path", "-x"], "错误：--model_path：后面缺少取值。取值以 - 开头时写成 --model_path=取值。"),
+        (["--prompts"], "错误：--prompts：后面至少要有一个取值。用 --help 查看说明。"),
+        (["--compile=yes"], "错误：--compile：不接受取值，收到 'yes'。用 --help 查看说明。"),
+        (["--fast", "--slow"], "错误：--slow：不能与 --fast 同时使用。用 --help 查看说明。"),
+        (["--epochs", "0"], "错误：--rounds：必须是 ≥1 的整数，收到 0。用 --help 查看说明。"),
+    ):
+        assert refuse(parser, *arguments) == message
+
+
+def test_missing_required_argument_is_named():
+    parser = make_parser()
+    parser.add_argument("--url", required=True)
+    assert refuse(parser) == "错误：命令行：缺少必填参数 --url。用 --help 查看说明。"
+
+
+@pytest.mark.parametrize(
+    ("check", "accepted", "refused", "kind"),
+    [
+        (cli.positive_int, {"1": 1, "42": 42, " 7 ": 7, "9" * 30: MAX_INT}, ["0", "-1", "1.0", "1e3"], "≥1 的整数"),
+        (cli.non_negative_int, {"0": 0, "5": 5, "9" * 30: MAX_INT}, ["-1", "0.0"], "≥0 的整数"),
+        (cli.seed_int, {"0": 0, str(MAX_INT): MAX_INT}, ["-1", str(MAX_INT + 1)], "0 到 2^63-1 的整数"),
+        (cli.positive_float, {"1e-9": 1e-9, "3": 3.0}, ["0", "-1"], ">0 的有限数"),
+        (cli.non_negative_float, {"0": 0.0, "0.5": 0.5}, ["-1e-9"], "≥0 的有限数"),
+        (cli.probability, {"1": 1.0, "0.1": 0.1}, ["0", "1.0001", "-0.1"], "(0, 1] 内的数"),
+        (cli.fraction, {"0": 0.0, "0.999": 0.999}, ["1", "-0.1"], "[0, 1) 内的数"),
+    ],
+    ids=["positive_int", "non_negative_int", "seed", "positive_float", "non_negative_float", "probability", "fraction"],
+)
+def test_number_outside_its_range_is_shown(check, accepted, refused, kind):
+    for text, value in accepted.items():
+        assert check(text) == value and type(check(text)) is type(value)
+    for text in (*refused, "abc", "nan", "inf", "-inf", "9" * 5000 + "x"):
+        with pytest.raises(argparse.ArgumentTypeError) as error:
+            check(text)
+        assert str(error.value) == f"必须是 {kind}，收到 {text}"
+    with pytest.raises(argparse.ArgumentTypeError, match='收到 ""$'):
+        check("")
+
+
+def test_number_too_long_for_python_is_refused():
+    with pytest.raises(argparse.ArgumentTypeError, match="必须是 ≥1 的整数"):
+        cli.positive_int("9" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("check", "words"), [(cli.device_name, "auto cpu cuda mps"), (cli.dtype_name, "auto float32 bfloat16")]
+)
+def test_word_must_be_one_of_the_list(check, words):
+    assert [check(word) for word in words.split()] == words.split()
+    for wrong, shown in (("CPU", "CPU"), ("gpu", "gpu"), ("", '""')):
+        with pytest.raises(argparse.ArgumentTypeError) as error:
+            check(wrong)
+        assert str(error.value) == f"应为 {' | '.join(words.split())} 之一，收到 {shown}"
+
+
+def test_encoding_must_be_a_text_encoding():
+    assert [cli.text_encoding(name) for name in ("UTF8", "GB18030", "big5")] == ["utf-8", "gb18030", "big5"]
+    for name in ("utf-9", "base64", "rot13", "a\0b"):  # base64 和 rot13 是 Python 的编解码器，却不是文本编码
+        with pytest.raises(argparse.ArgumentTypeError, match="不认识的编码"):
+            cli.text_encoding(name)
+
+
+def test_path_and_text_must_not_be_empty():
+    assert cli.file_path("语料.txt") == Path("语料.txt") and cli.plain_text(" ") == " "
+    for text in ("", "a\0b"):
+        with pytest.raises(argparse.ArgumentTypeError, match="不能是空的路径"):
+            cli.file_path(text)
+    with pytest.raises(argparse.ArgumentTypeError, match="不能为空"):
+        cli.plain_text("")

@@ -1,0 +1,301 @@
+"""utils/training_run.py：一次训练留下什么文件、被打断时怎样、终端里看见什么。"""
+
+import json
+import math
+import os
+import re
+import select
+import signal
+import unicodedata
+
+import pytest
+import torch
+
+from conftest import tiny_config
+from model.language_model import LanguageModel
+from utils.checkpoint import read_model_file
+from utils.data_loader import EpochSampler, WindowDataset, create_dataloader
+from utils.errors import RunError, Terminated
+from utils.optimizers import build_optimizers
+from utils.settings import TrainingSettings
+from utils.train_utils import Budget, Evaluation, Trainer
+from utils.training_run import (
+    ProgressBar,
+    RunFiles,
+    check_finite,
+    format_duration,
+    format_log_line,
+    is_finite,
+    run_training,
+    stop_on_signal,
+)
+
+RECORD = Evaluation(1, 7, 448, 1.5, 0.001, 9.3754, 9.4326)
+
+
+def make_trainer(**settings) -> Trainer:
+    settings = TrainingSettings(**{"batch_size": 4, "eval_freq": 2, **settings})
+    token_ids = torch.randint(0, 300, (16 * 20 + 1,))
+    train, validate = WindowDataset(token_ids, 16, 16), WindowDataset(token_ids[:65], 16, 16)
+    loaders = create_dataloader(train, 4, EpochSampler(len(train), 1)), create_dataloader(validate, 4)
+    model = LanguageModel(tiny_config())
+    return Trainer(model, build_optimizers(model, settings), *loaders, settings)
+
+
+def after_step(trainer: Trainer, step: int, act) -> None:
+    """第 step 次更新参数之后做 act()。"""
+    calls = iter(range(1, 10**6))
+    trainer.optimizers[0].register_step_post_hook(lambda *_: act() if next(calls) == step else None)
+
+
+def before_step(trainer: Trainer, step: int, act) -> None:
+    """第 step 次更新参数之前做 act()。"""
+    calls = iter(range(1, 10**6))
+    trainer.optimizers[0].register_step_pre_hook(lambda *_: act() if next(calls) == step else None)
+
+
+def set_validate_losses(trainer: Trainer, losses: dict[int, float]) -> None:
+    """指定第几步的验证损失，好知道哪一次最好。"""
+    trainer.evaluate = lambda budget: Evaluation(1, trainer.step, trainer.tokens, 0.0, 0.1, 5.0, losses[trainer.step])
+
+
+def saved_weights(files: RunFiles) -> dict[str, torch.Tensor]:
+    return read_model_file(files.model).weights
+
+
+def weights_at(trainer: Trainer, *steps: int) -> dict[int, torch.Tensor]:
+    """训练时顺便记下某几步之后的词嵌入。"""
+    seen = {}
+    for step in steps:
+        keep = lambda step=step: seen.update({step: trainer.model.tok_emb.weight.detach().clone()})  # noqa: E731
+        after_step(trainer, step, keep)
+    return seen
+
+
+def test_log_line_has_the_form_of_the_original_project():
+    assert format_log_line(RECORD) == "Ep 1 (Step 000007): Train loss 9.375, Validate loss 9.433"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 秒"),
+        (59.4, "59 秒"),
+        (60, "1 分 0 秒"),
+        (200, "3 分 20 秒"),
+        (3599.7, "1.0 小时"),
+        (5400, "1.5 小时"),
+        (47.9 * 3600, "47.9 小时"),
+        (48 * 3600, "2.0 天"),
+    ],
+)
+def test_duration_is_readable(seconds, text):
+    assert format_duration(seconds) == text
+
+
+def test_file_names_come_from_the_model_path(tmp_path):
+    files = RunFiles(tmp_path / "my.pth")
+    assert (files.log.name, files.curve.name) == ("my.pth.log.jsonl", "my.pth.loss.png")
+
+
+def test_old_files_become_backups_once_per_run(tmp_path, capsys):
+    trainer, files = make_trainer(), RunFiles(tmp_path / "m.pth")
+    for path in (files.model, files.log, files.curve):
+        path.write_bytes(b"old")
+    for _ in range(2):  # 第二次写的是自己的文件，不再备份
+        files.save_model(trainer)
+        files.add_record(RECORD)
+        files.draw_curve()
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == sorted(f"m.pth{end}{bak}" for end in ("", ".log.jsonl", ".loss.png") for bak in ("", ".bak"))
+    assert all((tmp_path / name).read_bytes() == b"old" for name in names if name.endswith(".bak"))
+    assert capsys.readouterr().err.count("保留为") == 3
+    RunFiles(files.model).save_model(trainer)  # 另一次训练
+    assert (tmp_path / "m.pth.bak2").exists() and (tmp_path / "m.pth.bak").read_bytes() == b"old"
+
+
+def test_log_holds_every_record_in_full_precision(tmp_path):
+    files = RunFiles(tmp_path / "m.pth")
+    files.add_record(RECORD)
+    files.add_record(Evaluation(2, 9, 576, 2.5, 0.0005, 1 / 3, 0.1))
+    first, second = (json.loads(line) for line in files.log.read_text(encoding="utf-8").splitlines())
+    assert Evaluation(**first) == RECORD
+    assert second["train_loss"] == 1 / 3 and second["step"] == 9
+
+
+LOSSES = {0: 1.0, 2: 4.0, 4: 3.0, 6: 5.0}  # 第 0 步再好也不算训练的成果
+
+
+@pytest.mark.parametrize(("keep", "expected"), [("best", 4), ("last", 6)])
+def test_best_or_last_weights_are_kept(tmp_path, capsys, keep, expected):
+    trainer, files = make_trainer(keep=keep), RunFiles(tmp_path / "m.pth")
+    set_validate_losses(trainer, LOSSES)
+    seen = weights_at(trainer, 2, 4, 6)
+    kept = run_training(trainer, Budget(6), files)
+    assert kept.step == expected and kept.validate_loss == LOSSES[expected]
+    assert torch.equal(saved_weights(files)["tok_emb.weight"], seen[expected])
+    lines = capsys.readouterr().out.splitlines()
+    assert [int(re.search(r"Step (\d+)", line)[1]) for line in lines] == [0, 2, 4, 6]
+    assert files.curve.read_bytes().startswith(b"\x89PNG")
+
+
+def test_equally_good_later_weights_do_not_replace_the_first(tmp_path):
+    trainer = make_trainer()
+    set_validate_losses(trainer, {0: 9.0, 2: 3.0, 4: 3.0})
+    assert run_training(trainer, Budget(4), RunFiles(tmp_path / "m.pth")).step == 2
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_evaluation_that_is_not_finite_ends_the_run_and_keeps_the_last_good_weights(tmp_path, bad):
+    trainer, files = make_trainer(keep="last"), RunFiles(tmp_path / "m.pth")
+    set_validate_losses(trainer, {0: 9.0, 2: 3.0, 4: bad})
+    seen = weights_at(trainer, 2)
+    with pytest.raises(RunError, match="第 4 步：训练损失为 5.0，验证损失为 (nan|inf)。这一步没有保存"):
+        run_training(trainer, Budget(6), files)
+    assert torch.equal(saved_weights(files)["tok_emb.weight"], seen[2])
+    assert [record.step for record in files.records] == [0, 2]
+
+
+def test_either_loss_must_be_finite():
+    check_finite(RECORD)
+    for losses in ((math.nan, 1.0), (1.0, math.nan), (math.inf, -math.inf)):
+        with pytest.raises(RunError):
+            check_finite(Evaluation(1, 1, 1, 0.0, 0.1, *losses))
+
+
+@pytest.mark.parametrize(
+    ("signum", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)], ids=["INT", "TERM"]
+)
+def test_first_signal_stops_after_the_step_and_saves(tmp_path, capsys, signum, error):
+    trainer, files = make_trainer(eval_freq=100), RunFiles(tmp_path / "m.pth")
+    before_step(trainer, 3, lambda: signal.raise_signal(signum))
+    with pytest.raises(error):
+        run_training(trainer, Budget(1000), files)
+    assert trainer.step == 3  # 这一步走完了，没有开始下一步
+    assert torch.equal(saved_weights(files)["tok_emb.weight"], trainer.model.tok_emb.weight)
+    hints = capsys.readouterr().err.splitlines()
+    assert hints == ["走完这一步就停；再按一次立刻离开。", f"已在第 3 步停止，{files.model} 里是第 3 步的权重。"]
+    assert files.curve.exists()
+
+
+@pytest.mark.parametrize(("keep", "expected"), [("best", 2), ("last", 5)])
+def test_interrupted_run_leaves_what_keep_asks_for(tmp_path, capsys, keep, expected):
+    trainer, files = make_trainer(keep=keep), RunFiles(tmp_path / "m.pth")
+    set_validate_losses(trainer, {0: 9.0, 2: 3.0, 4: 4.0})
+    seen = weights_at(trainer, 2, 5)
+    before_step(trainer, 5, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        run_training(trainer, Budget(1000), files)
+    assert torch.equal(saved_weights(files)["tok_emb.weight"], seen[expected])
+    assert f"里是第 {expected} 步的权重" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("signum", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)], ids=["INT", "TERM"]
+)
+def test_second_signal_leaves_at_once_without_saving(tmp_path, signum, error):
+    trainer, files = make_trainer(eval_freq=100), RunFiles(tmp_path / "m.pth")
+    before_step(trainer, 3, lambda: (signal.raise_signal(signum), signal.raise_signal(signum)))
+    with pytest.raises(error):
+        run_training(trainer, Budget(1000), files)
+    assert trainer.step == 2  # 第三步没有走完
+    assert not files.model.exists() and not files.curve.exists()
+
+
+def test_weights_that_are_nan_are_not_saved_on_interruption(tmp_path, capsys):
+    trainer, files = make_trainer(keep="last"), RunFiles(tmp_path / "m.pth")
+    set_validate_losses(trainer, {0: 9.0, 2: 3.0})
+    seen = weights_at(trainer, 2)
+
+    def spoil():
+        with torch.no_grad():
+            trainer.model.tok_emb.weight[3, 0] = torch.nan
+        signal.raise_signal(signal.SIGINT)
+
+    after_step(trainer, 3, spoil)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(trainer, Budget(1000), files)
+    assert trainer.step == 3 and not is_finite(trainer.model)
+    assert torch.equal(saved_weights(files)["tok_emb.weight"], seen[2])
+    assert "已在第 3 步停止" in (text := capsys.readouterr().err) and "里是第 2 步的权重" in text
+
+
+def test_nan_before_anything_was_saved_leaves_no_model(tmp_path, capsys):
+    trainer, files = make_trainer(eval_freq=100), RunFiles(tmp_path / "m.pth")
+    files.model.write_bytes(b"old")
+
+    def spoil():
+        with torch.no_grad():
+            trainer.model.tok_emb.weight[3, 0] = torch.nan
+        signal.raise_signal(signal.SIGINT)
+
+    after_step(trainer, 1, spoil)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(trainer, Budget(1000), files)
+    assert files.model.read_bytes() == b"old"
+    assert "还没有可保存的权重" in capsys.readouterr().err
+
+
+def test_signal_handlers_are_restored():
+    before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    trainer = make_trainer()
+    with pytest.raises(ZeroDivisionError), stop_on_signal(trainer) as received:
+        signal.raise_signal(signal.SIGTERM)
+        assert received == [signal.SIGTERM] and trainer.stop_requested
+        raise ZeroDivisionError
+    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_nothing_is_drawn_when_stderr_is_not_a_terminal(tmp_path, capsys):
+    run_training(make_trainer(), Budget(6), RunFiles(tmp_path / "m.pth"))
+    assert capsys.readouterr().err == ""
+
+
+def read_until(descriptor: int, end: str) -> str:
+    """读到 end 为止；伪终端不保证一次读得到全部。"""
+    data = b""
+    while not data.decode("utf-8", "ignore").endswith(end):
+        assert select.select([descriptor], [], [], 10)[0], data
+        data += os.read(descriptor, 65536)
+    return data.decode("utf-8").removesuffix(end)
+
+
+def columns_of(text: str) -> int:
+    """在终端里占几列；汉字和全角标点占两列。"""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows 没有伪终端 pty")
+def test_progress_bar_fits_eighty_columns_and_shows_everything(monkeypatch):
+    import fcntl
+    import pty
+    import struct
+    import sys
+    import termios
+
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    now = [1000.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    monkeypatch.setattr("utils.train_utils.time.monotonic", lambda: now[0])
+    trainer = make_trainer()
+    with os.fdopen(slave, "w", encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        bar = ProgressBar(trainer, Budget(1000))
+        now[0] += 10.0
+        trainer.step, trainer.tokens = 250, 50_000
+        trainer.on_step(4.5678, 0.25)  # 训练循环就是这样报告进度的
+        print("<画完>", end="", file=terminal, flush=True)
+        screen = read_until(master, "<画完>")
+        bar.close()
+        print("<结束>", end="", file=terminal, flush=True)
+        last = read_until(master, "<结束>")
+    os.close(master)
+    line = [part for part in re.split(r"[\r\n]", re.sub(r"\x1b\[[A-Z]", "", screen)) if part.strip()][-1]
+    # 10 秒走了四分之一，还要 30 秒；50,000 个 token 用了 10 秒
+    assert line.startswith(" 25%|") and "█" in line
+    assert line.endswith("第 250 步 损失 4.568 5,000 token/s 剩余 00:30")
+    assert 70 <= columns_of(line) <= 80
+    assert re.sub(r"\x1b\[[A-Z]", "", last).strip() == ""  # 结束时擦掉，不留在屏幕上
