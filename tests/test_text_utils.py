@@ -111,7 +111,9 @@ def test_merges_follow_frequency():
 
 def test_han_split_gives_each_han_character_its_own_token():
     tokenizer = train_tokenizer("悟空笑道：good morning，悟空笑道：good morning。" * 50, 400, split="han")
-    tokens = {tokenizer.token_bytes(token_id).decode("utf-8", "replace") for token_id in range(256, tokenizer.vocab_size - 1)}
+    tokens = {
+        tokenizer.token_bytes(token_id).decode("utf-8", "replace") for token_id in range(256, tokenizer.vocab_size - 1)
+    }
     assert {"悟", "空", "笑", "道", " morning"} <= tokens and not {"悟空", "笑道"} & tokens
     assert tokenizer.decode(tokenizer.encode("悟空 said：é٣\n\n")) == "悟空 said：é٣\n\n"
     assert Tokenizer.from_state(tokenizer.state()).encode("悟空笑道") == tokenizer.encode("悟空笑道")
