@@ -47,12 +47,14 @@ def check_examples(page: Path) -> int:
 
 
 def missing_paths(page: Path) -> list[str]:
-    """page 提到而项目里没有的文件。"""
+    """page 提到而项目里没有、也不能用 data/download.py 下载的文件。"""
+    downloads = (ROOT / "data/download.py").read_text(encoding="utf-8")
     text = page.read_text(encoding="utf-8")
     targets = [unquote(link["target"]).split("#")[0] for link in LINK.finditer(FENCE.sub("", text))]
     links = [target for target in targets if target and not re.match(r"[a-z]+:", target)]
     missing = [link for link in links if not (page.parent / link).exists()]
-    return missing + [path for path in PATH.findall(text) if not (ROOT / path).exists()]
+    absent = [path for path in PATH.findall(text) if not (ROOT / path).exists()]
+    return missing + [path for path in absent if f'file_name="{Path(path).name}"' not in downloads]
 
 
 @pytest.mark.parametrize("page", ESSAYS, ids=lambda page: page.name)

@@ -6,6 +6,7 @@ import os
 import re
 import select
 import signal
+import sys
 import unicodedata
 
 import pytest
@@ -174,8 +175,17 @@ def test_first_signal_stops_after_the_step_and_saves(tmp_path, capsys, signum, e
     assert trainer.step == 3  # 这一步走完了，没有开始下一步
     assert torch.equal(saved_weights(files)["tok_emb.weight"], trainer.model.tok_emb.weight)
     hints = capsys.readouterr().err.splitlines()
-    assert hints == ["走完这一步就停；再按一次立刻离开。", f"已在第 3 步停止，{files.model} 里是第 3 步的权重。"]
+    assert hints == [f"已在第 3 步停止，{files.model} 里是第 3 步的权重。"]
     assert files.curve.exists()
+
+
+def test_first_signal_is_answered_at_once_in_a_terminal(tmp_path, capsys, monkeypatch):
+    trainer = make_trainer(eval_freq=100)
+    before_step(trainer, 3, lambda: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(trainer, Budget(1000), RunFiles(tmp_path / "m.pth"))
+    assert "走完这一步就停；再按一次立刻离开。" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("keep", "expected"), [("best", 2), ("last", 5)])
