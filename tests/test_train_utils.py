@@ -208,8 +208,8 @@ def test_plan_takes_the_smaller_limit_and_leaves_time_to_finish():
     assert plan_budget(make_trainer(), 0.0).deadline == math.inf
     trainer = make_trainer(TrainingSettings(batch_size=4, max_minutes=5, eval_iter=1))
     trainer.rehearse = lambda: 1.2  # 每步 4 个样本 1.2 秒：前向每个 0.1 秒
-    # 一次评估看 4 + 4 个样本，最后还要看整个验证部分的 7 个
-    expected = 1000.0 + 300 - 0.1 * (4 + 4 + 7) - FINISHING_SECONDS
+    # 截止前开始的最后一步；一次评估看 4 + 4 个样本，最后还要看整个验证部分的 7 个
+    expected = 1000.0 + 300 - 1.2 - 0.1 * (4 + 4 + 7) - FINISHING_SECONDS
     assert plan_budget(trainer, 1000.0).deadline == pytest.approx(expected)
 
 

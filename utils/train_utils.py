@@ -107,7 +107,7 @@ def plan_budget(trainer: "Trainer", command_started: float) -> Budget:
     if not settings.max_minutes:
         return Budget(total_steps, seconds_per_step=seconds_per_step)
     seconds = 60 * settings.max_minutes
-    finishing = trainer.evaluation_seconds(seconds_per_step) + FINISHING_SECONDS
+    finishing = seconds_per_step + trainer.evaluation_seconds(seconds_per_step) + FINISHING_SECONDS
     if not trainer.evaluates_everything:
         finishing += trainer.forward_seconds(seconds_per_step) * len(trainer.validate_loader.dataset)
     deadline = command_started + seconds - min(finishing, seconds / 5)
