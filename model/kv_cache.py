@@ -21,9 +21,3 @@ class KVCache:
         self.keys[layer, :, :, self.length : end] = keys
         self.values[layer, :, :, self.length : end] = values
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-    def copy(self) -> "KVCache":
-        """独立的副本：几个样本从同一段提示语出发，提示语只算一次。"""
-        other = object.__new__(KVCache)
-        other.keys, other.values, other.length = self.keys.clone(), self.values.clone(), self.length
-        return other

@@ -1,4 +1,4 @@
-"""生成：由分数挑出下一个 token，接上，再猜下一个。"""
+"""生成：由分数挑出下一个 token，接上，再猜下一个。道理见 docs/采样.md。"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

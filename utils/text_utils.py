@@ -1,4 +1,4 @@
-"""文本和 token id 互转：GPT-2 的词表，或在自己的语料上训练的字节级 BPE。"""
+"""文本和 token id 互转：GPT-2 的词表，或在自己的语料上训练的字节级 BPE。道理见 docs/分词.md。"""
 
 import base64
 import codecs
