@@ -15,7 +15,7 @@ from utils.settings import TrainingSettings, add_training_arguments
 
 
 def parse_args() -> argparse.Namespace:
-    parser = cli.ArgumentParser("在一个文本文件上预训练语言模型。训练设置的缺省值可由配置文件的 training 一节改变。")
+    parser = cli.ArgumentParser("在一个文本文件上预训练语言模型。训练设置的默认值可由配置文件的 training 一节改变。")
     add = parser.add_argument
     add("--config", type=cli.file_path, default="configs/gpt2_config_124M.json", help="模型配置（默认 %(default)s）")
     add("--data_path", type=cli.file_path, default="data/西游记.txt", help="语料，一个文本文件（默认 %(default)s）")

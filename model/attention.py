@@ -44,7 +44,7 @@ class HeadNorm(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """(batch, seq, emb_dim) -> (batch, seq, emb_dim)；数值等于 attention_by_definition，用融合内核计算。"""
+    """(batch, seq, emb_dim) -> (batch, seq, emb_dim)；数值等于 attention_by_definition，能快时用融合内核计算。"""
 
     def __init__(self, cfg: ModelConfig, layer: int):
         super().__init__()
@@ -77,8 +77,7 @@ class MultiHeadAttention(nn.Module):
         is_whole = num_queries == num_keys
         drop_rate = self.drop_rate if self.training else 0.0
         if is_whole and self._definition_is_faster(queries, drop_rate):
-            with torch.autocast(queries.device.type, enabled=False):  # 否则 softmax 会换成 float32
-                return attention_by_definition(queries, keys, values, drop_rate)
+            return attention_by_definition(queries, keys, values, drop_rate)
         mask = None if is_whole or num_queries == 1 else causal_mask(num_queries, num_keys, queries.device)
         # 融合内核不把 (seq, total) 的分数表写进内存，省内存也更快
         return F.scaled_dot_product_attention(

@@ -16,7 +16,7 @@ def dropout(x: Tensor, drop_rate: float) -> Tensor:
         return F.dropout(x, drop_rate)
     bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     lanes = bits.view(torch.int16)[: x.numel()].view(x.shape)
-    dropped = round(drop_rate * LANES)  # 四舍五入后的概率是 dropped / LANES
+    dropped = min(round(drop_rate * LANES), LANES - 1)  # 取整后的概率是 dropped / LANES
     keep = lanes >= dropped - LANES // 2
     return x * (keep.to(x.dtype) * (LANES / (LANES - dropped)))
 

@@ -34,7 +34,7 @@ class LanguageModel(nn.Module):
             self.out_head.weight = self.tok_emb.weight
         self.apply(_init_weights)
         for block in self.trf_blocks:
-            # 残差上叠加了 2 × num_layers 次输出，按 1/√(2N) 缩小，总方差才不随深度增长
+            # 残差上叠加了 2 × num_layers 次输出，按 1/√(2·num_layers) 缩小，总方差才不随深度增长
             for projection in (block.attn.out_proj, block.ff.out_proj):
                 nn.init.normal_(projection.weight, std=INIT_STD / math.sqrt(2 * cfg.num_layers))
 

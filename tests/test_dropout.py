@@ -47,3 +47,7 @@ def test_module_does_nothing_in_evaluation_and_at_rate_zero():
     x = torch.randn(10)
     assert Dropout(0.5).eval()(x) is x
     assert torch.equal(Dropout(0.0).train()(x), x)
+
+
+def test_rate_just_below_one_is_finite():
+    assert torch.isfinite(dropout(torch.ones(1000), 0.999999)).all()

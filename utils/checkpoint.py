@@ -138,7 +138,7 @@ def has_tied_weights(file: ModelFile) -> bool:
 
 
 def tokenizer_of(file: ModelFile, spec: dict | None) -> Tokenizer:
-    """模型文件里带的分词器；没有带就按配置的 "tokenizer" 一节，缺省是 GPT-2 的。"""
+    """模型文件里带的分词器；没有带就按配置的 "tokenizer" 一节，默认是 GPT-2 的。"""
     if file.tokenizer is not None:
         try:
             return Tokenizer.from_state(file.tokenizer)

@@ -88,7 +88,7 @@ def print_result(trainer: Trainer, corpus: Corpus, kept: Evaluation, files: RunF
 
 
 def sample(model: nn.Module, corpus: Corpus, prompt: str | None, seed: int) -> str:
-    """用 prompt（缺省取验证部分的开头几个字）起头写一段。"""
+    """用 prompt（默认取验证部分的开头几个字）起头写一段。"""
     prompt = prompt or (corpus.validate_text.strip() or corpus.train_text.strip())[:SAMPLE_PROMPT_CHARACTERS]
     generator = torch.Generator().manual_seed(seed)
     with evaluating(model):

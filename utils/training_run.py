@@ -32,9 +32,9 @@ def format_log_line(record: Evaluation) -> str:
 
 def format_duration(seconds: float) -> str:
     """给人看的时长，如 3 分 20 秒。"""
-    if seconds < 60:
-        return f"{seconds:.0f} 秒"
     minutes, seconds = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{seconds} 秒"
     if minutes < 60:
         return f"{minutes} 分 {seconds} 秒"
     return f"{minutes / 60:.1f} 小时" if minutes < 48 * 60 else f"{minutes / 1440:.1f} 天"
@@ -98,10 +98,10 @@ def stop_on_signal(trainer: Trainer) -> Iterator[list[int]]:
     def handle(signum: int, frame: object) -> None:
         trainer.stop_requested = True
         received.append(signum)
-        if sys.stderr.isatty():
-            hint("走完这一步就停；再按一次立刻离开。")
         if len(received) > 1:
             raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
+        if sys.stderr.isatty():
+            hint("走完这一步就停；再按一次立刻离开。")
 
     previous = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
