@@ -6,11 +6,15 @@ python generate.py --model_path model.pth --max_new_tokens 30 --temperature 0.9 
 import argparse
 import dataclasses
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from model.config import ModelConfig, count_parameters
 from utils import cli
+from utils.archive import check_archive
 from utils.config_file import ConfigFile, read_config
 from utils.errors import UserError, run_program
+
+DTYPES = "auto | float32 | float16 | bfloat16"
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,22 +31,24 @@ def parse_args() -> argparse.Namespace:
     add("--num_samples", type=cli.positive_int, default=1, help="每段开头写几份（默认 %(default)s）")
     add("--seed", type=cli.seed_int, help="随机种子（默认每次不同）")
     add("--device", type=cli.device_name, default="auto", help=f"{cli.DEVICES}（默认 %(default)s）")
-    add("--dtype", type=cli.dtype_name, default="auto", help=f"{cli.DTYPES}（默认 %(default)s）")
+    add("--dtype", type=cli.one_of(*DTYPES.split(" | ")), default="auto", help=f"{DTYPES}（默认 %(default)s）")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    # torch 要一两秒才能载入；放到参数检查之后，--help 和写错的参数立刻有回应
-    import torch
+    # 载入 torch 要一两秒，校验大的模型文件也要；两件事同时做，都放到参数检查之后，--help 立刻有回应
+    with ThreadPoolExecutor(max_workers=1) as background:
+        checked = background.submit(check_archive, args.model_path)
+        import torch
 
-    from utils.device import DTYPES, choose_device
-    from utils.generation import Sampling
+        from utils.device import choose_device
+        from utils.generation import Sampling
+    checked.result()
 
     device = choose_device(args.device)
-    dtype = torch.float32 if args.dtype == "auto" else DTYPES[args.dtype]
     model, tokenizer = load(args)
-    model.to(device, dtype).eval()
+    model = to_device(model.eval(), device, args.dtype)
     top_k = args.top_k
     if top_k is not None and top_k > tokenizer.vocab_size:
         print(f"提示：--top_k 已降为词表大小 {tokenizer.vocab_size}", file=sys.stderr)
@@ -68,12 +74,12 @@ def load(args: argparse.Namespace):
     import torch
 
     from model.language_model import LanguageModel
-    from utils.checkpoint import check_config, has_tied_weights, load_weights, read_model_file, tokenizer_of
+    from utils.checkpoint import build_model, check_config, has_tied_weights, open_model_file, tokenizer_of
     from utils.device import check_memory
     from utils.memory import estimate_generation_bytes
 
     config = read_config(args.config, ModelConfig.from_dict) if args.config else None
-    file = read_model_file(args.model_path)
+    file = open_model_file(args.model_path)
     if file.config is None and config is None:
         raise UserError(file.path, "里面只有权重，没有记录配置", "用 --config 给出训练时的配置文件。")
     try:
@@ -91,9 +97,23 @@ def load(args: argparse.Namespace):
     check_config(file, cfg, config_name)
     needed = estimate_generation_bytes(cfg, sum(count_parameters(cfg).values()))
     check_memory(needed, torch.device("cpu"), "换一个更小的模型。")
-    model = LanguageModel(cfg)
-    load_weights(model, file, config_name)
-    return model, tokenizer
+    return build_model(lambda: LanguageModel(cfg), file, config_name), tokenizer
+
+
+def to_device(model, device, dtype: str):
+    """把模型搬到设备上，换成要用的精度；auto 在 CPU 上让大模型的权重用 float16，其余用 float32。"""
+    import torch
+
+    from utils.half_linear import half_weights_pay, use_half_weights
+
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    if dtype == "auto":
+        dtype = "float16" if half_weights_pay(num_parameters, device) else "float32"
+    if dtype == "float16" and device.type == "cpu":
+        model = model.float()
+        use_half_weights(model)
+        return model
+    return model.to(device, getattr(torch, dtype))
 
 
 def check_same_config(given: ConfigFile, cfg: ModelConfig, tokenizer: dict, args: argparse.Namespace) -> None:
@@ -107,15 +127,16 @@ def check_same_config(given: ConfigFile, cfg: ModelConfig, tokenizer: dict, args
 
 def print_samples(model, tokenizer, prompt: str, args: argparse.Namespace, sampling, generator) -> None:
     """边生成边打印；多份样文之间空一行。"""
-    from utils.generation import stream_text
+    from utils.generation import read_text_prompt, stream_text
 
     context_length = model.cfg.context_length
     if len(tokenizer.encode(prompt)) > context_length:
         print(f"提示：开头超过上下文长度，只使用最后 {context_length} 个 token", file=sys.stderr)
+    read = read_text_prompt(model, tokenizer, prompt)  # 几份样文共用
     for index in range(args.num_samples):
         if index:
             print()
-        for piece in stream_text(model, tokenizer, prompt, args.max_new_tokens, sampling, generator):
+        for piece in stream_text(model, tokenizer, read, args.max_new_tokens, sampling, generator):
             print(piece, end="", flush=True)
         print()
 

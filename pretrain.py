@@ -10,8 +10,9 @@ from model.config import ModelConfig, count_parameters
 from utils import cli
 from utils.config_file import ConfigFile, read_config
 from utils.errors import UserError, run_program
-from utils.files import check_output_path, read_text
+from utils.files import check_output_path
 from utils.settings import TrainingSettings, add_training_arguments
+from utils.text_file import TextFile
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,6 +23,7 @@ def parse_args() -> argparse.Namespace:
     add("--model_path", type=cli.file_path, default="model.pth", help="权重保存到哪里（默认 %(default)s）")
     add("--encoding", type=cli.text_encoding, default="utf-8", help="语料的编码（默认 %(default)s）")
     add_training_arguments(parser)
+    add("--dry_run", action="store_true", help="只算不练：试跑几步，报出参数、内存和时间，什么也不写")
     return parser.parse_args()
 
 
@@ -30,18 +32,20 @@ def main() -> None:
     args = parse_args()
     config = read_config(args.config, ModelConfig.from_dict)
     settings = TrainingSettings.from_sources(config.training, args, args.config)
-    text = read_text(args.data_path, args.encoding)
+    source = TextFile.scan(args.data_path, args.encoding)
     check_output_path(args.model_path, inputs=(args.config, args.data_path))
     # torch 要一两秒才能载入；放到检查之后，写错的参数和 --help 立刻有回应
-    train(args, config, settings, text, started)
+    train(args, config, settings, source, started)
 
 
-def train(args: argparse.Namespace, config: ConfigFile, settings: TrainingSettings, text: str, started: float) -> None:
+def train(
+    args: argparse.Namespace, config: ConfigFile, settings: TrainingSettings, source: TextFile, started: float
+) -> None:
     import torch
 
     from model.language_model import LanguageModel
     from utils import device as devices
-    from utils import report
+    from utils import dry_run, report
     from utils.corpus import Corpus
     from utils.memory import estimate_training_bytes, keep_freed_memory
     from utils.optimizers import build_optimizers
@@ -52,12 +56,15 @@ def train(args: argparse.Namespace, config: ConfigFile, settings: TrainingSettin
     cfg = config.model
     device = devices.choose_device(settings.device)
     dtype = devices.choose_dtype(settings.dtype, device)
-    corpus = Corpus.from_text(text, config.tokenizer, args.data_path)
+    corpus = Corpus.from_file(source, config.tokenizer)
     if cfg.vocab_size < corpus.tokenizer.vocab_size:
         reason = f"vocab_size={cfg.vocab_size} 小于分词器词表 {corpus.tokenizer.vocab_size}"
         raise UserError(config.path, reason, "把 vocab_size 改成分词器词表的大小。")
     train_loader, validate_loader = corpus.create_loaders(cfg.context_length, settings)
     num_parameters = sum(count_parameters(cfg).values())
+    if args.dry_run:  # 装不下时也要看得到为什么，所以在检查之前
+        dry_run.print_parameters(count_parameters(cfg))
+        dry_run.print_memory(cfg, num_parameters, settings, device)
     needed = estimate_training_bytes(cfg, num_parameters, settings.batch_size, device.type)
     devices.check_memory(needed, device, "减小 emb_dim / num_layers / --batch_size。")
 
@@ -71,6 +78,8 @@ def train(args: argparse.Namespace, config: ConfigFile, settings: TrainingSettin
     report.print_start(trainer, corpus, config.path, dtype)
     budget = plan_budget(trainer, started)
     report.print_plan(trainer, budget)
+    if args.dry_run:
+        return
     files = RunFiles(args.model_path)
     kept = run_training(trainer, budget, files)
     report.print_result(trainer, corpus, kept, files)

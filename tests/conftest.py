@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from model.config import ModelConfig
+from utils import corpus
+from utils.corpus import Corpus
+from utils.text_file import TextFile
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -85,6 +88,20 @@ def trained(tmp_path_factory, corpus_text) -> Path:
     return folder
 
 
+def make_corpus(text: str, tokenizer_spec: dict, path: Path) -> Corpus:
+    """把 text 写进 path，再作为语料读入。"""
+    path.write_text(text, encoding="utf-8", newline="")
+    return Corpus.from_file(TextFile.scan(path), tokenizer_spec)
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def cache_dir(tmp_path_factory, monkeypatch) -> Path:
+    """每个测试用自己的缓存；命令行运行的程序除外，它们用项目的 .cache/。"""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(corpus, "CACHE_DIR", folder)
+    return folder

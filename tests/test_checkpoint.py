@@ -9,7 +9,7 @@ import torch
 
 from conftest import tiny_config
 from model.language_model import LanguageModel
-from utils.checkpoint import load_weights, read_model_file, save_model, tokenizer_of
+from utils.checkpoint import build_model, load_weights, read_model_file, save_model, tokenizer_of
 from utils.errors import UserError
 from utils.text_utils import train_tokenizer
 
@@ -45,6 +45,17 @@ def test_round_trip_with_description(saved, corpus_text):
     assert same_weights(model, again)
     tokenizer = tokenizer_of(file, None)
     assert tokenizer.encode(corpus_text) == train_tokenizer(corpus_text, 300).encode(corpus_text)
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_weights": False}, {"position": "rope"}])
+def test_model_built_from_a_file_equals_the_saved_one(tmp_path, changes):
+    model = LanguageModel(tiny_config(**changes)).eval()
+    save_model(tmp_path / "model.pth", model)
+    again = build_model(lambda: LanguageModel(model.cfg), read_model_file(tmp_path / "model.pth"), "配置").eval()
+    assert same_weights(model, again) and not any(parameter.is_meta for parameter in again.parameters())
+    assert (again.out_head.weight is again.tok_emb.weight) is model.cfg.tie_weights
+    token_ids = torch.randint(0, 300, (1, 9))
+    assert torch.equal(model(token_ids), again(token_ids))
 
 
 def test_tied_matrix_is_stored_once(saved):

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from utils.data_loader import EpochSampler, WindowDataset, create_dataloader, split_text
+from utils import data_loader
+from utils.data_loader import EpochSampler, WindowDataset, create_dataloader, split_point
 
 
 def test_split_is_by_position():
-    train, validate = split_text("0123456789" * 10)
-    assert len(train) == 90 and train + validate == "0123456789" * 10
+    assert [split_point(n) for n in (0, 1, 9, 10, 11, 100)] == [0, 0, 8, 9, 9, 90]
 
 
 def test_target_is_the_next_token():
@@ -51,9 +51,37 @@ def test_training_order_depends_only_on_seed_and_epoch():
         torch.rand(3)  # 全局的随机状态不影响它
         return list(sampler)
 
-    assert order(1, 1) == order(1, 1)
+    generator = torch.Generator().manual_seed((1 + 0x9E3779B97F4A7C15) % 2**63)
+    assert order(1, 1) == order(1, 1) == torch.randperm(100, generator=generator).tolist()
     assert sorted(order(1, 1)) == list(range(100))
     assert order(1, 1) != order(1, 2) and order(1, 1) != order(2, 1)
+
+
+@pytest.mark.parametrize("num_starts", [1, 7, 8, 9, 15, 16, 1000])
+def test_each_epoch_starts_at_another_place_and_stays_inside(num_starts):
+    sampler, phases = EpochSampler(num_starts, 5, stride=8), set()
+    for sampler.epoch in range(40):
+        starts = sorted(sampler)
+        assert len(starts) == len(sampler) == max(1, num_starts // 8)
+        assert starts[0] >= 0 and starts[-1] < num_starts
+        assert all(after - before == 8 for before, after in zip(starts, starts[1:], strict=False))
+        phases.add(starts[0])
+    assert len(phases) > 1 or num_starts == 1
+    assert phases <= set(range(8))
+
+
+def test_order_handed_out_in_blocks_is_complete(monkeypatch):
+    whole = list(EpochSampler(1000, 7))
+    monkeypatch.setattr(data_loader, "ORDER_BLOCK", 64)
+    assert list(EpochSampler(1000, 7)) == whole and all(type(index) is int for index in whole)
+    assert list(EpochSampler(0, 7)) == []
+
+
+def test_windows_are_slices_of_the_smallest_integers():
+    token_ids = torch.arange(65_500, 65_536, dtype=torch.int32).to(torch.uint16)
+    inputs, targets = WindowDataset(token_ids, context_length=8, stride=8)[3]
+    assert inputs.tolist() == list(range(65_524, 65_532)) and torch.equal(targets, inputs + 1)
+    assert WindowDataset(token_ids, 8, 8).target_ids().data_ptr() == token_ids.data_ptr() + 2  # 没有复制
 
 
 def test_loaders_do_not_move_the_global_random_state():

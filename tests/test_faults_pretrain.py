@@ -11,10 +11,9 @@ import sys
 import pytest
 import torch
 
-from conftest import ROOT, TINY_FILE, run, write_config
+from conftest import ROOT, TINY_FILE, make_corpus, run, write_config
 from utils import cli
 from utils.checkpoint import read_model_file
-from utils.corpus import Corpus
 from utils.files import check_output_path
 
 HUGE = "1" + "0" * 30
@@ -344,7 +343,7 @@ def test_last_of_a_repeated_flag_counts(folder):
     ("fault", "part"),
     [
         ("os.access = lambda *args, **options: False", "没有读取权限"),
-        ("pathlib.Path.read_bytes = lambda path: os.open('/', os.O_WRONLY)", "读不出"),
+        ("pathlib.Path.read_bytes = pathlib.Path.open = lambda path, *mode: os.open('/', os.O_WRONLY)", "读不出"),
     ],
     ids=["no-permission", "fails-while-reading"],
 )
@@ -413,7 +412,7 @@ def test_strange_characters_train_and_output_folder_is_created(folder, corpus_te
 
 def test_end_of_text_inside_a_corpus_is_ordinary_text(folder, corpus_text):
     text = corpus_text + "<|endoftext|>" * 50
-    corpus = Corpus.from_text(text, {"type": "bpe", "vocab_size": 300}, folder / "corpus.txt")
+    corpus = make_corpus(text, {"type": "bpe", "vocab_size": 300}, folder / "corpus.txt")
     ids = torch.cat((corpus.train_ids, corpus.validate_ids))
     assert not (ids == corpus.tokenizer.end_of_text_id).any()
     assert corpus.tokenizer.decode(ids.tolist()) == text

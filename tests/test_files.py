@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from utils.errors import RunError, UserError
-from utils.files import check_input_file, check_output_path, decode_text, keep_backup, read_text, write_atomically
+from utils.files import check_input_file, check_output_path, keep_backup, write_atomically
 
 
 def test_write_replaces_the_whole_file(tmp_path):
@@ -105,29 +105,3 @@ def test_input_must_be_a_regular_file(tmp_path):
         check_input_file(tmp_path, "数据文件")
     with pytest.raises(UserError, match="不是普通文件"):
         check_input_file(type(tmp_path)(os.devnull), "数据文件")
-
-
-@pytest.mark.parametrize(
-    ("data", "encoding", "expected"),
-    [
-        ("悟空".encode(), "utf-8", "悟空"),
-        (b"\xef\xbb\xbfa\r\nb\rc\n", "utf-8", "a\nb\nc\n"),
-        ("悟空".encode("gb18030"), "gb18030", "悟空"),
-        ("悟空".encode("utf-16"), "utf-16", "悟空"),
-    ],
-)
-def test_text_is_decoded_and_line_ends_unified(tmp_path, data, encoding, expected):
-    (tmp_path / "a.txt").write_bytes(data)
-    assert read_text(tmp_path / "a.txt", encoding) == expected
-
-
-def test_wrong_encoding_names_the_byte_and_the_guess(tmp_path):
-    data = b"a" * 1023 + "悟空齐天大圣".encode("gb18030")
-    with pytest.raises(UserError, match="第 1024 字节不是 UTF-8（像 GB18030）。加 --encoding gb18030"):
-        decode_text(data, tmp_path, "utf-8")
-    with pytest.raises(UserError, match="像 UTF-8"):
-        decode_text("，悟空，".encode() + b"!", tmp_path, "ascii")
-    with pytest.raises(UserError, match="UTF-16"):
-        decode_text("悟空".encode("utf-16"), tmp_path, "utf-8")
-    with pytest.raises(UserError, match="第 1 字节不是 UTF-8。用 --encoding"):
-        decode_text(b"\xff\xff\xff", tmp_path, "utf-8")

@@ -1,5 +1,7 @@
 """utils/generation.py：抽样规则、缓存、停止。"""
 
+from itertools import islice
+
 import pytest
 import torch
 from transformers import (
@@ -19,6 +21,8 @@ from utils.generation import (
     keep_top_k,
     keep_top_p,
     penalize_repetition,
+    read_prompt,
+    read_text_prompt,
     sample_next_token,
     stream_text,
 )
@@ -38,7 +42,7 @@ def build(**changes) -> LanguageModel:
 
 def take(model, token_ids, count, sampling=GREEDY, seed=0, vocab_size=300):
     generator = torch.Generator().manual_seed(seed)
-    tokens = generate_tokens(model, token_ids, vocab_size, sampling, generator)
+    tokens = generate_tokens(model, read_prompt(model, token_ids), vocab_size, sampling, generator)
     return torch.cat([next(tokens) for _ in range(count)], dim=1)
 
 
@@ -127,6 +131,19 @@ def test_prompt_longer_than_the_context_uses_its_end():
     assert torch.equal(take(model, prompt, 5), take(model, prompt[:, -16:], 5))
 
 
+@pytest.mark.parametrize("length", [3, 12, 40])  # 16 个 token 的上下文：写不满、写满、开头就超过
+def test_one_reading_of_the_prompt_serves_several_samples(length):
+    model, token_ids = build(position="rope"), torch.randint(0, 300, (1, length))
+    prompt, generator = read_prompt(model, token_ids), torch.Generator().manual_seed(3)
+    for _ in range(3):
+        seed = generator.get_state()
+        shared = list(islice(generate_tokens(model, prompt, 300, Sampling(1.0), generator), 10))
+        again = torch.Generator()
+        again.set_state(seed)
+        alone = list(islice(generate_tokens(model, read_prompt(model, token_ids), 300, Sampling(1.0), again), 10))
+        assert torch.equal(torch.cat(shared), torch.cat(alone))
+
+
 def test_padded_vocabulary_is_never_sampled():
     model = build(tie_weights=False)
     with torch.no_grad():
@@ -142,7 +159,8 @@ def tokenizer(corpus_text):
 
 def test_stream_starts_with_the_prompt_and_joins_to_the_whole(tokenizer):
     model, prompt = build(), "话说孙悟空👍"
-    pieces = list(stream_text(model, tokenizer, prompt, 60, Sampling(1.0), torch.Generator().manual_seed(1)))
+    read = read_text_prompt(model, tokenizer, prompt)
+    pieces = list(stream_text(model, tokenizer, read, 60, Sampling(1.0), torch.Generator().manual_seed(1)))
     assert pieces[0] == prompt
     whole = generate_text(model, tokenizer, prompt, 60, Sampling(1.0), torch.Generator().manual_seed(1))
     assert "".join(pieces) == whole

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import ROOT, tiny_config
 from model.config import ModelConfig, count_parameters
-from utils.memory import estimate_generation_bytes, estimate_training_bytes, keep_freed_memory
+from utils.memory import estimate_generation_bytes, estimate_training_bytes, keep_freed_memory, largest_batch_size
 
 MIDDLE = {
     "vocab_size": 4096,
@@ -122,3 +122,13 @@ def test_keeping_freed_memory_is_harmless_where_there_is_no_mallopt(monkeypatch)
     for library in (Library, lambda name: (_ for _ in ()).throw(OSError("没有"))):
         monkeypatch.setattr("utils.memory.ctypes.CDLL", library)
         keep_freed_memory()
+
+
+def test_largest_batch_just_fits():
+    cfg, count = tiny_config(drop_rate=0.1), 1000
+    available = 3_000_000
+    batch_size = largest_batch_size(cfg, count, "cpu", available)
+    assert batch_size > 1
+    assert estimate_training_bytes(cfg, count, batch_size, "cpu") <= available
+    assert estimate_training_bytes(cfg, count, batch_size + 1, "cpu") > available
+    assert largest_batch_size(cfg, count, "cpu", 10) == 0

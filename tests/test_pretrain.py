@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from conftest import ROOT, run, write_config
+from conftest import ROOT, make_corpus, run, write_config
 from model.config import ModelConfig
 from model.language_model import LanguageModel
 from utils.checkpoint import load_weights, read_model_file
 from utils.config_file import read_config
-from utils.corpus import Corpus
 from utils.settings import TrainingSettings
 from utils.text_utils import Tokenizer
 from utils.train_utils import calc_loss_loader, evaluation_loader
@@ -156,7 +155,7 @@ def test_compiled_training_saves_weights_under_plain_names(tmp_path, corpus_text
     model = LanguageModel(ModelConfig.from_dict(file.config))
     assert file.weights.keys() == model.state_dict().keys() - {"_extra_state"}  # 没有 _orig_mod. 开头的名字
     load_weights(model, file, "model.pth")
-    corpus = Corpus.from_text(corpus_text, {"type": "bpe", "vocab_size": 300}, "corpus.txt")
+    corpus = make_corpus(corpus_text, {"type": "bpe", "vocab_size": 300}, tmp_path / "corpus.txt")
     _, validate = corpus.create_loaders(16, TrainingSettings(batch_size=4))
     first, last = (record["validate_loss"] for record in read_log(tmp_path / "model.pth.log.jsonl"))
     assert last < first
@@ -180,3 +179,20 @@ def test_shipped_configurations_are_valid():
         TrainingSettings.from_sources(config.training, object(), path)
         size = config.tokenizer.get("vocab_size", 50257)
         assert config.model.vocab_size >= size
+
+
+def test_dry_run_reports_and_writes_nothing(tmp_path, corpus_text):
+    result = pretrain(tmp_path, corpus_text, "--dry_run", "--max_steps", 7)
+    assert result.code == 0 and result.stderr == ""
+    assert "参数：共 35,584 个" in result.stdout
+    for name in ("token 嵌入", "注意力", "前馈", "权重", "梯度", "优化器", "激活", "分数"):
+        assert f"  {name} " in result.stdout
+    assert re.search(r"装得下的最大一批：约 [\d,]+ 个样本", result.stdout)
+    assert re.search(r"共 7 步，每步 \S+ 秒（[\d,]+ token/s），预计", result.stdout)
+    assert not list(tmp_path.glob("model.pth*"))
+
+
+def test_dry_run_explains_a_model_that_does_not_fit(tmp_path, corpus_text):
+    result = pretrain(tmp_path, corpus_text, "--dry_run", emb_dim=2**16, num_layers=100)
+    assert result.code == 1 and "装得下的最大一批：约 0 个样本" in result.stdout
+    assert result.stderr.startswith("错误：内存：预计需要")

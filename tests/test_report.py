@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import tiny_config
+from conftest import make_corpus, tiny_config
 from model.language_model import LanguageModel
 from utils import report
 from utils.corpus import Corpus
@@ -22,8 +22,13 @@ TEXT = "悟a" * 400  # 训练 720 字 1,440 字节，验证 80 字 160 字节
 GPT2_TEXT = "Monkey went west. " * 100
 
 
-def make_corpus(text: str = TEXT, spec: dict = BYTES_ONLY) -> Corpus:
-    return Corpus.from_text(text, spec, Path("西游.txt"))
+@pytest.fixture(autouse=True)
+def _in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def corpus_of(text: str = TEXT, spec: dict = BYTES_ONLY) -> Corpus:
+    return make_corpus(text, spec, Path("西游.txt"))
 
 
 def make_trainer(corpus: Corpus, **settings) -> Trainer:
@@ -44,7 +49,7 @@ def evaluation(step: int, validate_loss: float) -> Evaluation:
 
 
 def test_start_names_the_device_the_model_the_vocabulary_and_the_corpus(capsys):
-    corpus = make_corpus()
+    corpus = corpus_of()
     report.print_start(make_trainer(corpus), corpus, Path("tiny.json"), torch.bfloat16)
     device, model, vocabulary, data = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"设备：(cpu（\d+ 线程）|cuda（.+）|mps)，精度 bfloat16", device)
@@ -55,17 +60,17 @@ def test_start_names_the_device_the_model_the_vocabulary_and_the_corpus(capsys):
 
 def test_start_compares_with_the_gpt2_vocabulary_or_names_it(capsys):
     text = "a" * 3000  # 与 GPT-2 的词表相比的是训练部分
-    corpus = make_corpus(text)
+    corpus = corpus_of(text)
     report.print_start(make_trainer(corpus), corpus, Path("a"), torch.float32)
-    gpt2 = len(corpus.train_text) / len(report.load_gpt2_tokenizer().encode(corpus.train_text))
+    gpt2 = len(corpus.excerpt) / len(report.load_gpt2_tokenizer().encode(corpus.excerpt))
     assert f"平均每个 token 1.00 字（GPT-2 词表约 {gpt2:.2f}）" in capsys.readouterr().out
-    corpus = make_corpus(GPT2_TEXT, {"type": "gpt2"})
+    corpus = corpus_of(GPT2_TEXT, {"type": "gpt2"})
     report.print_start(make_trainer(corpus), corpus, Path("a"), torch.float32)
     assert re.search(r"词表：GPT-2 词表，50,257 个 token，平均每个 token \d\.\d\d 字\n", capsys.readouterr().out)
 
 
 def plan_of(capsys, budget: Budget, **settings) -> list[str]:
-    report.print_plan(make_trainer(make_corpus(), **settings), budget)
+    report.print_plan(make_trainer(corpus_of(), **settings), budget)
     return capsys.readouterr().out.splitlines()
 
 
@@ -99,7 +104,7 @@ def test_only_a_long_plan_recommends_the_small_configuration(capsys):
 @pytest.mark.parametrize(("keep", "name", "which"), [("best", "Best", "验证损失最低的"), ("last", "Last", "最后的")])
 def test_best_line_converts_nats_per_token_by_hand(tmp_path, capsys, keep, name, which):
     """每个 token 2 nat，一个字平均两个 token：4 nat/字；一个 token 一个字节：2 / ln 2 = 2.885 bit/字节。"""
-    corpus = make_corpus()
+    corpus = corpus_of()
     trainer, files = make_trainer(corpus, keep=keep), RunFiles(tmp_path / "m.pth")
     trainer.step = 7
     lines = result_lines(trainer, corpus, evaluation(7, 2.0), files, capsys)
@@ -111,7 +116,7 @@ def test_best_line_converts_nats_per_token_by_hand(tmp_path, capsys, keep, name,
 
 
 def test_partial_evaluation_is_replaced_by_the_whole_validation_part(tmp_path, capsys):
-    corpus = make_corpus()
+    corpus = corpus_of()
     trainer = make_trainer(corpus, batch_size=1, eval_iter=2)  # 每次只看 2 个，验证部分有 9 个窗口
     whole = calc_loss_loader(trainer.model, trainer.validate_loader)
     line = result_lines(trainer, corpus, evaluation(0, 123.0), RunFiles(tmp_path / "m.pth"), capsys)[0]
@@ -120,7 +125,7 @@ def test_partial_evaluation_is_replaced_by_the_whole_validation_part(tmp_path, c
 
 
 def test_result_speaks_of_the_saved_weights_not_of_those_in_memory(tmp_path, capsys):
-    corpus = make_corpus()
+    corpus = corpus_of()
     trainer, files = make_trainer(corpus, eval_iter=1, batch_size=2), RunFiles(tmp_path / "m.pth")
     files.save_model(trainer)
     best = {name: value.clone() for name, value in trainer.model.named_parameters()}
@@ -135,7 +140,7 @@ def test_result_speaks_of_the_saved_weights_not_of_those_in_memory(tmp_path, cap
 
 
 def test_sample_starts_with_the_prompt_and_depends_only_on_the_seed():
-    corpus = make_corpus()
+    corpus = corpus_of()
     model = make_trainer(corpus).model.train()
     first = report.sample(model, corpus, "师父", 1)
     torch.rand(5)

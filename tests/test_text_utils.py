@@ -17,9 +17,12 @@ from utils.config_file import TOKENIZER_SPLITS
 from utils.errors import UserError
 from utils.text_utils import (
     END_OF_TEXT,
+    PARAGRAPH_START,
+    SURE_BREAK,
     StreamDecoder,
     Tokenizer,
     load_gpt2_tokenizer,
+    split_chunks,
     text_to_token_ids,
     token_ids_to_text,
     train_tokenizer,
@@ -147,8 +150,8 @@ def test_same_text_gives_same_vocabulary_whatever_threads_and_hash_seed():
 def test_chunks_do_not_change_the_vocabulary(corpus_text, monkeypatch):
     whole = train_tokenizer(corpus_text, 500).state()
     monkeypatch.setattr(text_utils, "CHUNK_CHARACTERS", 50)
-    assert "".join(text_utils._chunks(corpus_text)) == corpus_text
-    assert len(list(text_utils._chunks(corpus_text))) > 10
+    chunks = list(split_chunks([corpus_text], PARAGRAPH_START))
+    assert "".join(chunks) == corpus_text and len(chunks) > 10
     assert train_tokenizer(corpus_text, 500).state() == whole
 
 
@@ -179,9 +182,24 @@ def test_stream_equals_full_decode_and_never_breaks_a_character(gpt2):
         assert streamed == gpt2.decode(token_ids)
 
 
-def test_count_text_counts_characters_and_bytes(bpe):
-    text = "悟空a👍\n"
-    assert bpe.count_text(bpe.encode(text)) == (len(text), len(text.encode("utf-8")))
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint16])
+def test_count_text_counts_characters_and_bytes(bpe, corpus_text, monkeypatch, dtype):
+    monkeypatch.setattr(text_utils, "COUNT_BLOCK", 100)
+    for text in ("", "悟空a👍\n", corpus_text):
+        token_ids = torch.tensor(bpe.encode(text), dtype=torch.int32).to(dtype)
+        assert bpe.count_text(token_ids) == (len(text), len(text.encode("utf-8")))
+
+
+def test_numpy_ids_are_the_same_ids(gpt2, bpe, corpus_text):
+    for tokenizer in (gpt2, bpe):
+        for text in [corpus_text, *TRICKY, "\n" * 25_000 + "x" + " " * 10_000]:
+            assert tokenizer.encode_to_numpy(text).tolist() == tokenizer.encode(text)
+
+
+def test_chunks_are_cut_only_at_the_places_and_grow_without_them(monkeypatch):
+    monkeypatch.setattr(text_utils, "CHUNK_CHARACTERS", 3)
+    assert list(split_chunks(["ab", "c,d", "efghijk", ",", "l"], SURE_BREAK)) == ["abc", ",defghijk", ",l"]
+    assert list(split_chunks([], SURE_BREAK)) == list(split_chunks(["", ""], SURE_BREAK)) == []
 
 
 def test_text_and_tensor_conversion(bpe):

@@ -1,19 +1,20 @@
 """模型文件：写出权重和自述，读回之前先检查。"""
 
-import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from utils.archive import NOT_A_MODEL, check_archive
 from utils.errors import UserError
-from utils.files import check_input_file, write_atomically
+from utils.files import write_atomically
 from utils.text_utils import Tokenizer, load_gpt2_tokenizer
 
 DESCRIPTION_KEY = "_extra_state"  # LanguageModel.get_extra_state 的结果在 state_dict 里的名字
-NOT_A_MODEL = "已损坏或不是模型文件"
 WEIGHT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool)  # bool 是早期版本的因果掩码
 
 
@@ -34,10 +35,14 @@ def save_model(path: Path, model: nn.Module, keep_old: bool = False) -> Path | N
 
 def read_model_file(path: Path) -> ModelFile:
     """检查并读出模型文件到 CPU；有任何不对都抛出 UserError，不执行文件里的任何代码。"""
-    check_input_file(path, "模型文件", "请先运行 pretrain.py，或用 --model_path 指出它在哪里。")
-    _check_archive(path)
+    check_archive(path)
+    return open_model_file(path)
+
+
+def open_model_file(path: Path) -> ModelFile:
+    """read_model_file 的后一半，用在 check_archive 已经通过之后。权重映射在文件上，用到哪里才读到哪里。"""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # 内容不可信，读取器抛出什么都可能
         raise UserError(path, f"{NOT_A_MODEL}（含有权重以外的内容，已拒绝读取）") from None
     if not isinstance(state, dict):
@@ -47,21 +52,6 @@ def read_model_file(path: Path) -> ModelFile:
         raise UserError(path, NOT_A_MODEL)
     _check_weights(path, state)
     return ModelFile(path, dict(state), description.get("config"), description.get("tokenizer"))
-
-
-def _check_archive(path: Path) -> None:
-    """torch.save 写的是不压缩的 zip：校验每一项，并拒绝解开后比文件还大的。"""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            is_plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-            if not is_plain or sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise UserError(path, NOT_A_MODEL)
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError):
-        raise UserError(path, NOT_A_MODEL, "重新训练，或换回完好的备份。") from None
-    if damaged:
-        raise UserError(path, f"校验失败，{damaged} 已损坏", "重新训练，或换回完好的备份。")
 
 
 def _check_weights(path: Path, weights: dict[Any, Any]) -> None:
@@ -75,14 +65,42 @@ def _check_weights(path: Path, weights: dict[Any, Any]) -> None:
             raise UserError(path, f"{NOT_A_MODEL}（张量 {name} 的存储方式不对）")
         if tensor.dtype not in WEIGHT_DTYPES:
             raise UserError(path, f"{NOT_A_MODEL}（权重 {name} 的类型是 {tensor.dtype}）")
-        if not torch.isfinite(tensor).all():
+        if not _all_finite(tensor):
             raise UserError(path, f"权重 {name} 里有 NaN 或无穷大", "换用训练正常时保存的模型。")
     if not weights:
         raise UserError(path, f"{NOT_A_MODEL}（没有权重）")
 
 
-def load_weights(model: nn.Module, file: ModelFile, config_name: object) -> None:
-    """把权重装进模型；形状不符时抛出 UserError，说明是哪个配置字段不对。config_name 是配置在消息里的称呼。"""
+def _all_finite(tensor: Tensor) -> bool:
+    """和是有限数，各项就都是；和溢出时再逐个看。求和只读一遍，不建立同样大的布尔表。"""
+    return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
+
+
+class _SkipInit(TorchFunctionMode):
+    """nn.init 的函数什么也不做：马上要装进现成的权重，不必先抽一亿个随机数。"""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+def build_model(make_model: Callable[[], nn.Module], file: ModelFile, config_name: object) -> nn.Module:
+    """建立只有形状的模型，再把文件里的张量直接放上去：不抽随机数，也不复制权重。"""
+    with torch.device("meta"), _SkipInit():
+        model = make_model()
+    model.position = type(model.position)(model.cfg)  # RoPE 的正弦和余弦不在文件里
+    load_weights(model, file, config_name, assign=True)
+    if model.cfg.tie_weights:
+        model.out_head.weight = model.tok_emb.weight
+    return model
+
+
+def load_weights(model: nn.Module, file: ModelFile, config_name: object, assign: bool = False) -> None:
+    """把权重装进模型；形状不符时抛出 UserError，说明是哪个配置字段不对。config_name 是配置在消息里的称呼。
+
+    assign 时直接用文件里的张量代替模型的，不复制。
+    """
     check_config(file, model.cfg, config_name)
     weights = _with_our_names(file.weights)
     expected = {name: value for name, value in model.state_dict().items() if name != DESCRIPTION_KEY}
@@ -90,10 +108,11 @@ def load_weights(model: nn.Module, file: ModelFile, config_name: object) -> None
         ours, theirs = (f"是 {tuple(w[name].shape)}" if name in w else "没有" for w in (expected, weights))
         if ours != theirs:
             raise UserError(file.path, f"与 {config_name} 不符：{name} 在文件里{theirs}，按配置应{ours}")
-    if model.cfg.tie_weights and not torch.equal(weights["tok_emb.weight"], weights["out_head.weight"]):
+    if model.cfg.tie_weights and not _same_matrix(weights["tok_emb.weight"], weights["out_head.weight"]):
         advice = '在配置里写上 "tie_weights": false。'
         raise UserError(file.path, f"与 {config_name} 不符：tok_emb.weight 与 out_head.weight 不同", advice)
-    model.load_state_dict({**weights, DESCRIPTION_KEY: {"config": file.config, "tokenizer": file.tokenizer}})
+    description = {"config": file.config, "tokenizer": file.tokenizer}
+    model.load_state_dict({**weights, DESCRIPTION_KEY: description}, assign=assign)
 
 
 def check_config(file: ModelFile, cfg: Any, config_name: object) -> None:
@@ -134,7 +153,12 @@ def _with_our_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def has_tied_weights(file: ModelFile) -> bool:
     """输出层与 token 嵌入是不是同一个矩阵。"""
     pair = [file.weights.get(name) for name in ("tok_emb.weight", "out_head.weight")]
-    return all(matrix is not None for matrix in pair) and torch.equal(*pair)
+    return all(matrix is not None for matrix in pair) and _same_matrix(*pair)
+
+
+def _same_matrix(one: Tensor, other: Tensor) -> bool:
+    """共用的矩阵在文件里只存一份，读出来就在同一处内存，不必逐个比较。"""
+    return one.data_ptr() == other.data_ptr() or torch.equal(one, other)
 
 
 def tokenizer_of(file: ModelFile, spec: dict | None) -> Tokenizer:

@@ -21,3 +21,8 @@ def say(text: str) -> None:
 def hint(text: str) -> None:
     """在 stderr 上打印一行提示。"""
     tqdm.write(text, file=sys.stderr)
+
+
+def progress_bar(name: str, total: int, unit: str) -> tqdm:
+    """stderr 上的进度条，一秒内做完的事不必画；stderr 不是终端时什么也不画。"""
+    return tqdm(desc=name, total=total, unit=unit, unit_scale=True, delay=1, disable=None, leave=False, file=sys.stderr)

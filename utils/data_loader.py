@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 TRAIN_FRACTION = 0.9  # 前 90 % 训练，后 10 % 验证
+ORDER_BLOCK = 65_536  # 打乱的顺序一次取出这么多个，几百万个窗口也不必变成 Python 列表
 
 
-def split_text(text: str) -> tuple[str, str]:
-    """按位置分成（训练部分, 验证部分）；要在训练词表之前分，验证部分才真的没见过。"""
-    boundary = int(len(text) * TRAIN_FRACTION)
-    return text[:boundary], text[boundary:]
+def split_point(num_characters: int) -> int:
+    """前多少个字符用于训练，其余用于验证；要在训练词表之前分，验证部分才真的没见过。"""
+    return int(num_characters * TRAIN_FRACTION)
 
 
 class WindowDataset(Dataset):
@@ -37,20 +37,30 @@ class WindowDataset(Dataset):
 
 
 class EpochSampler(Sampler[int]):
-    """每轮重新打乱；顺序只取决于 (seed, epoch)，与之前发生过什么无关。"""
+    """每轮换一个起点再打乱；顺序只取决于 (seed, epoch)，与之前发生过什么无关。
 
-    def __init__(self, num_samples: int, seed: int):
-        self.num_samples, self.seed, self.epoch = num_samples, seed, 0
+    从 num_starts 个可能的开头里，每隔 stride 取一个。起点每轮不同，同一段文字便不会总在同样的地方切断。
+    """
+
+    def __init__(self, num_starts: int, seed: int, stride: int = 1):
+        self.num_starts, self.seed, self.stride, self.epoch = num_starts, seed, stride, 0
 
     def __len__(self) -> int:
-        return self.num_samples
+        """每轮的样本数；起点错开时末尾可能少一个，所以一律不算它。"""
+        return max(min(1, self.num_starts), self.num_starts // self.stride)
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed((self.seed + 0x9E3779B97F4A7C15 * self.epoch) % 2**63)
-        return iter(torch.randperm(self.num_samples, generator=generator).tolist())
+        order = torch.randperm(len(self), generator=generator)
+        slack = self.num_starts - (len(self) - 1) * self.stride  # 最后一个样本后面还空着几个开头
+        phase = torch.randint(min(self.stride, slack), (), generator=generator).item() if len(self) else 0
+        return (phase + self.stride * index for block in order.split(ORDER_BLOCK) for index in block.tolist())
 
 
 def create_dataloader(dataset: Dataset, batch_size: int, sampler: EpochSampler | None = None) -> DataLoader:
     """一批是 (batch, seq) 的输入和目标。不给 sampler 时按原来的顺序；最后不满的一批也不丢。"""
     # DataLoader 每轮要抽一个随机数；给它自己的发生器，才不会动到训练的随机状态
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, generator=torch.Generator())
+    generator = torch.Generator()
+    # 数据取自内存映射，一批只要几十微秒，不用另开进程；锁页的内存才能边算边复制到显卡
+    pin_memory = torch.cuda.is_available()
+    return DataLoader(dataset, batch_size, sampler=sampler, generator=generator, pin_memory=pin_memory)

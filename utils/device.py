@@ -49,9 +49,14 @@ def describe_device(device: torch.device) -> str:
     return f"cpu（{torch.get_num_threads()} 线程）" if device.type == "cpu" else device.type
 
 
+def available_memory(device: torch.device) -> int:
+    """设备上还有多少内存（字节）。"""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
 def check_memory(num_bytes: int, device: torch.device, advice: str) -> None:
     """估计要用的内存超过现有的，就在开始之前抛出 RunError。"""
-    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    available = available_memory(device)
     if num_bytes > available:
         need, have = (f"{size / 1e9:.1f} GB" for size in (num_bytes, available))
         raise RunError("内存", f"预计需要 {need}，可用 {have}", advice)

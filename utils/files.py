@@ -118,36 +118,3 @@ def _current_umask() -> int:
     umask = os.umask(0)
     os.umask(umask)
     return umask
-
-
-def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """读出整个文本文件；去掉字节顺序标记，Windows 换行变成 \\n。"""
-    return decode_text(read_input_file(path, "数据文件"), path, encoding)
-
-
-def decode_text(data: bytes, path: Path, encoding: str) -> str:
-    """字节变成文字；不合编码时抛出 UserError，写明第几个字节、像哪种编码。"""
-    try:
-        text = data.decode(encoding)
-        text.encode("utf-8")  # unicode_escape 之类的编码能造出孤立的代理字符，分词器不认
-    except UnicodeDecodeError as error:
-        guess = _guess_encoding(data)
-        like = f"（像 {guess.upper()}）" if guess else ""
-        advice = f"加 --encoding {guess}。" if guess else "用 --encoding 指出它的编码，或另存为 UTF-8。"
-        name = encoding.upper()
-        raise UserError(path, f"第 {error.start + 1} 字节不是 {name}{like}", advice) from None
-    except UnicodeError as error:  # 如 utf-16 缺少字节顺序标记
-        raise UserError(path, f"不是 {encoding.upper()}（{error}）", "用 --encoding 指出它的编码。") from None
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _guess_encoding(data: bytes) -> str | None:
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "utf-16"
-    for encoding in ("utf-8", "gb18030", "big5"):
-        try:
-            data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        return encoding
-    return None

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,45 +62,57 @@ def sample_next_token(logits: Tensor, seen: Tensor, sampling: Sampling, generato
     return torch.multinomial(logits.softmax(dim=-1).cpu(), 1, generator=generator).to(seen.device)
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """读过的开头：可以从这里反复续写，不必重读。"""
+
+    token_ids: Tensor  # (batch, seq)
+    cache: Any  # model.new_cache() 的结果，开头的键和值在最前面
+    logits: Tensor  # (batch, vocab_size)，开头之后第一个 token 的分数
+
+
 @torch.inference_mode()
-def _next_logits(model: nn.Module, token_ids: Tensor, cache) -> Tensor:
-    """接着缓存算下一个 token 的分数。上下文满了就从最后 context_length 个 token 重新算起。"""
-    new_ids = token_ids[:, cache.length :]
+def read_prompt(model: nn.Module, token_ids: Tensor) -> Prompt:
+    """读一遍开头 (batch, seq)，至少一个 token；超过上下文长度时只读最后 context_length 个。"""
+    cache = model.new_cache(token_ids.shape[0])
+    logits = model.next_logits(token_ids[:, -model.cfg.context_length :], cache)
+    return Prompt(token_ids, cache, logits)
+
+
+@torch.inference_mode()
+def _next_logits(model: nn.Module, token_ids: Tensor, cache: Any) -> Tensor:
+    """接着缓存算下一个 token 的分数。上下文满了就只看最后 context_length 个 token，位置都变了，缓存用不上。"""
     if token_ids.shape[1] > model.cfg.context_length:
-        cache.length = 0
-        new_ids = token_ids[:, -model.cfg.context_length :]
-    return model.next_logits(new_ids, cache)
+        return model.next_logits(token_ids[:, -model.cfg.context_length :])
+    return model.next_logits(token_ids[:, cache.length :], cache)
 
 
 def generate_tokens(
-    model: nn.Module, token_ids: Tensor, vocab_size: int, sampling: Sampling, generator: torch.Generator
+    model: nn.Module, prompt: Prompt, vocab_size: int, sampling: Sampling, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    """无尽地逐个产生 token，每次 (batch, 1)；只抽前 vocab_size 个 id，词表的补齐部分抽不到。
-
-    token_ids: (batch, seq)，至少一个 token。
-    """
-    cache = model.new_cache(token_ids.shape[0])
+    """无尽地逐个产生 token，每次 (batch, 1)；只抽前 vocab_size 个 id，词表的补齐部分抽不到。"""
+    token_ids, cache, logits = prompt.token_ids, prompt.cache, prompt.logits
+    cache.length = min(token_ids.shape[1], model.cfg.context_length)  # 上一次续写留在后面的作废
     while True:
-        logits = _next_logits(model, token_ids, cache)[:, :vocab_size]
-        next_ids = sample_next_token(logits, token_ids, sampling, generator)
+        next_ids = sample_next_token(logits[:, :vocab_size], token_ids, sampling, generator)
         yield next_ids
         token_ids = torch.cat((token_ids, next_ids), dim=1)
+        logits = _next_logits(model, token_ids, cache)
 
 
 def stream_text(
     model: nn.Module,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompt: Prompt,
     max_new_tokens: int,
     sampling: Sampling,
     generator: torch.Generator,
 ) -> Iterator[str]:
-    """先交出提示语，再随生成一点一点交出文字；遇到文本结束符就停。各段相连等于整体解码。"""
-    token_ids = text_to_token_ids(prompt, tokenizer).to(next(model.parameters()).device)
+    """先交出开头，再随生成一点一点交出文字；遇到文本结束符就停。各段相连等于整体解码。"""
     decoder = StreamDecoder(tokenizer)
-    yield "".join(decoder.push(token_id) for token_id in token_ids[0].tolist())
-    tokens = generate_tokens(model, token_ids, tokenizer.vocab_size, sampling, generator)
-    for _, next_ids in zip(range(max_new_tokens), tokens, strict=False):
+    yield "".join(decoder.push(token_id) for token_id in prompt.token_ids[0].tolist())
+    tokens = generate_tokens(model, prompt, tokenizer.vocab_size, sampling, generator)
+    for next_ids in islice(tokens, max_new_tokens):
         if next_ids.item() == tokenizer.end_of_text_id:
             break
         yield decoder.push(next_ids.item())
@@ -108,10 +122,16 @@ def stream_text(
 def generate_text(
     model: nn.Module,
     tokenizer: Tokenizer,
-    prompt: str,
+    text: str,
     max_new_tokens: int,
     sampling: Sampling,
     generator: torch.Generator,
 ) -> str:
-    """stream_text 的全部文字。"""
+    """从 text 续写，返回 stream_text 的全部文字。"""
+    prompt = read_text_prompt(model, tokenizer, text)
     return "".join(stream_text(model, tokenizer, prompt, max_new_tokens, sampling, generator))
+
+
+def read_text_prompt(model: nn.Module, tokenizer: Tokenizer, text: str) -> Prompt:
+    """读一段文字作开头。"""
+    return read_prompt(model, text_to_token_ids(text, tokenizer).to(next(model.parameters()).device))

@@ -5,7 +5,7 @@ import ctypes
 from typing import Any
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc 的 malloc.h 里的编号
-BYTES_PER_PARAMETER = 16  # float32 的权重、梯度和 AdamW 的两个动量
+BYTES_PER_PARAMETER = 16  # float32 的权重 4、梯度 4、AdamW 的两个动量 8
 ACTIVATIONS_PER_LAYER = 16  # 每层为反向传播留下的激活，以 (batch, seq, emb_dim) 为单位，4 倍宽的前馈占一半
 SCORES_COPIES = 3  # 注意力表的 softmax、dropout 的结果和掩码、反向的梯度；融合内核不写出这张表
 LOGITS_COPIES = 3  # 分数、它的 log-softmax、它的梯度
@@ -29,13 +29,29 @@ def estimate_generation_bytes(cfg: Any, num_parameters: int) -> int:
 
 
 def estimate_training_bytes(cfg: Any, num_parameters: int, batch_size: int, device_type: str = "cuda") -> int:
-    """一步训练的内存峰值（字节），只取大头，误差约三成。
+    """一步训练的内存峰值（字节），只取大头，误差约三成。"""
+    return sum(split_training_bytes(cfg, num_parameters, batch_size, device_type).values())
+
+
+def split_training_bytes(cfg: Any, num_parameters: int, batch_size: int, device_type: str) -> dict[str, int]:
+    """{用途: 字节数}。
 
     CPU 上有 dropout 时注意力照定义计算 (model/attention.py)，要留下每一层 (batch, heads, seq, seq) 的表。
     """
     tokens = batch_size * cfg.context_length
-    activations = tokens * cfg.emb_dim * cfg.num_layers * ACTIVATIONS_PER_LAYER * 4
-    logits = tokens * cfg.vocab_size * LOGITS_COPIES * 4
     keeps_scores = device_type == "cpu" and cfg.drop_rate > 0 and cfg.num_kv_heads == cfg.num_heads
     scores = tokens * cfg.context_length * cfg.num_heads * cfg.num_layers * SCORES_COPIES * 4 * keeps_scores
-    return num_parameters * BYTES_PER_PARAMETER + activations + scores + logits
+    return {
+        "权重": num_parameters * 4,
+        "梯度": num_parameters * 4,
+        "优化器": num_parameters * 8,
+        "激活": tokens * cfg.emb_dim * cfg.num_layers * ACTIVATIONS_PER_LAYER * 4 + scores,
+        "分数": tokens * cfg.vocab_size * LOGITS_COPIES * 4,
+    }
+
+
+def largest_batch_size(cfg: Any, num_parameters: int, device_type: str, available: int) -> int:
+    """available 字节装得下的最大的一批有几个样本；一个也装不下则为 0。"""
+    fixed = num_parameters * BYTES_PER_PARAMETER
+    per_sample = estimate_training_bytes(cfg, num_parameters, 1, device_type) - fixed
+    return max(0, (available - fixed) // per_sample)

@@ -17,9 +17,7 @@ from utils.training_run import RunFiles, format_duration
 
 LONG_SECONDS = 3600.0
 QUICK_CONFIG = "configs/pocket_config_5M.json"
-EXCERPT_CHARACTERS = 20_000  # 用来比较两种词表的一段
 SAMPLE_TOKENS = 100
-SAMPLE_PROMPT_CHARACTERS = 8
 
 
 def print_start(trainer: Trainer, corpus: Corpus, config_path: Path, dtype: torch.dtype) -> None:
@@ -30,8 +28,8 @@ def print_start(trainer: Trainer, corpus: Corpus, config_path: Path, dtype: torc
     say(f"模型：{config_path}，{num_parameters:,} 个参数，上下文 {cfg.context_length} 个 token")
     say(f"词表：{_describe_vocabulary(corpus)}")
     say(
-        f"语料：{corpus.path}，训练 {len(corpus.train_text):,} 字（{len(corpus.train_ids):,} token），"
-        f"验证 {len(corpus.validate_text):,} 字（{len(corpus.validate_ids):,} token）"
+        f"语料：{corpus.path}，训练 {corpus.train_characters:,} 字（{len(corpus.train_ids):,} token），"
+        f"验证 {corpus.validate_characters:,} 字（{len(corpus.validate_ids):,} token）"
     )
 
 
@@ -39,8 +37,7 @@ def _describe_vocabulary(corpus: Corpus) -> str:
     text = f"{corpus.tokenizer.vocab_size:,} 个 token，平均每个 token {corpus.characters_per_token:.2f} 字"
     if corpus.tokenizer.kind == "gpt2":
         return f"GPT-2 词表，{text}"
-    excerpt = corpus.train_text[:EXCERPT_CHARACTERS]
-    gpt2 = len(excerpt) / len(load_gpt2_tokenizer().encode(excerpt))
+    gpt2 = len(corpus.excerpt) / len(load_gpt2_tokenizer().encode(corpus.excerpt))
     return f"在训练部分上训练的词表，{text}（GPT-2 词表约 {gpt2:.2f}）"
 
 
@@ -73,7 +70,7 @@ def print_result(trainer: Trainer, corpus: Corpus, kept: Evaluation, files: RunF
         if trainer.evaluates_everything
         else calc_loss_loader(model, trainer.validate_loader, trainer.precision)
     )
-    covered = trainer.validate_loader.dataset.target_ids().tolist()
+    covered = trainer.validate_loader.dataset.target_ids()
     characters, num_bytes = corpus.tokenizer.count_text(covered)
     total = loss * len(covered)
     name = "Best" if settings.keep == "best" else "Last"
@@ -88,8 +85,8 @@ def print_result(trainer: Trainer, corpus: Corpus, kept: Evaluation, files: RunF
 
 
 def sample(model: nn.Module, corpus: Corpus, prompt: str | None, seed: int) -> str:
-    """用 prompt（默认取验证部分的开头几个字）起头写一段。"""
-    prompt = prompt or (corpus.validate_text.strip() or corpus.train_text.strip())[:SAMPLE_PROMPT_CHARACTERS]
+    """用 prompt（默认是 corpus.opening）起头写一段。"""
+    prompt = prompt or corpus.opening
     generator = torch.Generator().manual_seed(seed)
     with evaluating(model):
         return generate_text(model, corpus.tokenizer, prompt, SAMPLE_TOKENS, Sampling(0.8, 50), generator)

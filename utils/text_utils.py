@@ -4,9 +4,10 @@ import base64
 import codecs
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import tiktoken
 import torch
 from torch import Tensor
@@ -16,8 +17,13 @@ from utils.files import check_input_file
 
 GPT2_VOCABULARY_PATH = Path(__file__).resolve().parent.parent / "data" / "gpt2.tiktoken"
 GPT2_VOCABULARY_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
-PARAGRAPH_BREAK = re.compile(r"\n+(?=\S)")
 CHUNK_CHARACTERS = 100_000
+PARAGRAPH_START = re.compile(r"(?<=\n)(?=\S)")
+# 预切分一定会断开的地方：空白之前，字母、数字、汉字和标点之间。只列出各版本 Unicode 都认得的字符
+SURE_BREAK = re.compile(
+    r"(?<=\S)(?=[ \t\n\u3000])|(?<=[A-Za-z0-9ぁ-んァ-ヶ一-龥])(?=[!-/:-@\[-`{-~，。、；：？！…“”（）])"
+)
+COUNT_BLOCK = 1 << 20  # 一次统计这么多个 token，内存映射着的长文也不会整个读进来
 LONG_BLANK = re.compile(r"(\s{10000})")  # 百万个连续的空白会让 tiktoken 的正则耗尽栈，先在这里切开
 END_OF_TEXT = "<|endoftext|>"
 # 预切分：BPE 的合并不跨越这里切出的边界
@@ -50,14 +56,26 @@ class Tokenizer:
         """文本 -> token id；文中写着 <|endoftext|> 也只当普通文字。"""
         return [token for part in LONG_BLANK.split(text) for token in self._encoding.encode_ordinary(part)]
 
+    def encode_to_numpy(self, text: str) -> np.ndarray:
+        """同 encode，但不经过 Python 列表，几个线程可以同时算。-> (token 数,) uint32"""
+        parts = [self._encoding.encode_to_numpy(part, disallowed_special=()) for part in LONG_BLANK.split(text)]
+        return np.concatenate(parts)
+
     def decode(self, token_ids: list[int]) -> str:
         """token id -> 文本；拼不成字符的字节变成 �。"""
         return self._encoding.decode(token_ids, errors="replace")
 
-    def count_text(self, token_ids: list[int]) -> tuple[int, int]:
-        """-> (字符数, 字节数)，不同的词表可以用它们作共同的尺子。"""
-        data = self._encoding.decode_bytes(token_ids)
-        return sum(byte & 0xC0 != 0x80 for byte in data), len(data)  # 10xxxxxx 是字符的后续字节
+    def count_text(self, token_ids: Tensor) -> tuple[int, int]:
+        """(seq,) -> (字符数, 字节数)，不同的词表可以用它们作共同的尺子。"""
+        occurrences = torch.zeros(self.vocab_size, dtype=torch.long)
+        for block in token_ids.split(COUNT_BLOCK):
+            occurrences += torch.bincount(block.int(), minlength=self.vocab_size)
+        characters = num_bytes = 0
+        for token_id in occurrences.nonzero().flatten().tolist():
+            token, count = self.token_bytes(token_id), int(occurrences[token_id])
+            characters += count * sum(byte & 0xC0 != 0x80 for byte in token)  # 10xxxxxx 是字符的后续字节
+            num_bytes += count * len(token)
+        return characters, num_bytes
 
     def token_bytes(self, token_id: int) -> bytes:
         """一个 token 的字节，可能只是半个汉字。"""
@@ -104,7 +122,7 @@ def train_tokenizer(text: str, vocab_size: int, split: str = "gpt2") -> Tokenize
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    trainee.train_from_iterator(_chunks(text), trainer)
+    trainee.train_from_iterator(split_chunks([text], PARAGRAPH_START), trainer)
     # tokenizers 把字节写成可见字符，如空格写成 Ġ；换回字节
     visible_to_byte = {visible: byte for byte, visible in _visible_bytes().items()}
     ranks = {}
@@ -113,14 +131,21 @@ def train_tokenizer(text: str, vocab_size: int, split: str = "gpt2") -> Tokenize
     return Tokenizer("bpe", ranks, split)
 
 
-def _chunks(text: str) -> Iterator[str]:
-    """把长文在段落之间切成小块，好让几个核同时统计；切口不落在连续的空白中间，结果与整篇统计相同。"""
-    start = 0
-    for match in PARAGRAPH_BREAK.finditer(text):
-        if match.end() - start >= CHUNK_CHARACTERS:
-            yield text[start : match.end()]
-            start = match.end()
-    yield text[start:]
+def split_chunks(pieces: Iterable[str], places: re.Pattern) -> Iterator[str]:
+    """把一段段文字重新切成十万字左右的块，好让几个核同时处理；只在 places 匹配的地方下刀，没有就让块长下去。
+
+    在 SURE_BREAK 处切，逐块分词合起来与整篇分词相同。
+    """
+    pending = ""
+    for piece in pieces:
+        pending += piece
+        start = 0
+        while match := places.search(pending, start + CHUNK_CHARACTERS):
+            yield pending[start : match.start()]
+            start = match.start()
+        pending = pending[start:]
+    if pending:
+        yield pending
 
 
 def build_tokenizer(spec: dict, training_text: str) -> Tokenizer:

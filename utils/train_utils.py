@@ -34,6 +34,12 @@ def calc_loss_batch(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX)
 
 
+def copy_to(device: torch.device, batch: Batch) -> Batch:
+    """把一批复制到设备上；原来在锁页内存里时，复制与计算同时进行。"""
+    inputs, targets = (tensor.to(device, non_blocking=True) for tensor in batch)
+    return inputs, targets
+
+
 def count_supervised(targets: Tensor) -> int:
     """计损失的 token 数。"""
     return int((targets != IGNORE_INDEX).sum())
@@ -61,7 +67,7 @@ def calc_loss_loader(
         for inputs, targets in batches:
             num_tokens = count_supervised(targets)
             with precision:
-                loss = calc_loss_batch(model, inputs.to(device), targets.to(device))
+                loss = calc_loss_batch(model, *copy_to(device, (inputs, targets)))
             total_loss += loss.item() * num_tokens
             total_tokens += num_tokens
     return total_loss / total_tokens
@@ -202,14 +208,13 @@ class Trainer:
     def _backward(self, batches: list[Batch]) -> float:
         """前向和反向。各批按 token 数加权，累积的梯度便等于把它们合成一大批。"""
         counts = [count_supervised(targets) for _, targets in batches]
-        total_loss = 0.0
-        for (inputs, targets), count in zip(batches, counts, strict=True):
+        losses = []
+        for batch, count in zip(batches, counts, strict=True):
             with self.precision:
-                loss = calc_loss_batch(self.model, inputs.to(self.device), targets.to(self.device))
-                loss = loss * (count / sum(counts))
+                loss = calc_loss_batch(self.model, *copy_to(self.device, batch)) * (count / sum(counts))
             loss.backward()
-            total_loss += loss.item()
-        return total_loss
+            losses.append(loss.detach())
+        return sum(loss.item() for loss in losses)  # 到最后才取数，显卡中途不必停下来等
 
     def evaluate(self, budget: Budget) -> Evaluation:
         """在固定的几批上评估；不动训练的随机状态。"""

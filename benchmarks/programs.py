@@ -1,0 +1,50 @@
+"""像用户那样运行项目的程序，只看它的输出、文件和用了多久。"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.measure import ROOT
+from utils.errors import RunError
+
+ENVIRONMENT = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+
+
+def pretrain(*arguments: object) -> dict:
+    """运行 pretrain.py。-> {"seconds": 整个命令的秒数, "stdout": 全部输出, "records": 日志的各行}"""
+    with tempfile.TemporaryDirectory() as folder:
+        model_path = Path(folder) / "model.pth"
+        command = [sys.executable, ROOT / "pretrain.py", "--model_path", model_path, *arguments]
+        begin = time.perf_counter()
+        done = subprocess.run(list(map(str, command)), capture_output=True, encoding="utf-8", env=ENVIRONMENT)
+        seconds = time.perf_counter() - begin
+        check(command, done.returncode, done.stderr)
+        log = model_path.with_name(model_path.name + ".log.jsonl").read_text(encoding="utf-8")
+    return {"seconds": seconds, "stdout": done.stdout, "records": list(map(json.loads, log.splitlines()))}
+
+
+def seconds_to_output(command: list[object], after: bytes = b"") -> float:
+    """从启动到标准输出上出现 after 之后的第一个字节。"""
+    begin = time.perf_counter()
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, bufsize=0, env=ENVIRONMENT)
+    with process:
+        output = b""
+        while len(output) <= len(after):
+            piece = process.stdout.read(4096)
+            if not piece:
+                break
+            output += piece
+        seconds = time.perf_counter() - begin
+        while process.stdout.read(4096):
+            pass
+    check(command, process.returncode or not output.startswith(after), output.decode("utf-8", "replace"))
+    return seconds
+
+
+def check(command: list[object], failed: int, output: str) -> None:
+    if failed:
+        raise RunError(" ".join(map(str, command[1:])), f"没有成功（{(output.strip().splitlines() or [''])[-1]}）")

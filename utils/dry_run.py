@@ -1,0 +1,37 @@
+"""只算不练：参数在哪里，内存用在哪里，装得下多大的一批。"""
+
+import torch
+
+from utils.console import say
+from utils.device import available_memory
+from utils.memory import estimate_training_bytes, largest_batch_size, split_training_bytes
+from utils.settings import TrainingSettings
+
+
+def print_parameters(parts: dict[str, int]) -> None:
+    """parts 是 {部件: 参数个数}。"""
+    total = sum(parts.values())
+    say(f"参数：共 {total:,} 个")
+    for name, count in parts.items():
+        if count:
+            say(f"  {_pad(name)}{count:>15,}  {count / total:6.1%}")
+
+
+def print_memory(cfg, num_parameters: int, settings: TrainingSettings, device: torch.device) -> None:
+    """一步训练的内存估计，和现有的内存装得下的最大一批。"""
+    parts = split_training_bytes(cfg, num_parameters, settings.batch_size, device.type)
+    total = estimate_training_bytes(cfg, num_parameters, settings.batch_size, device.type)
+    available = available_memory(device)
+    say(f"内存：一批 {settings.batch_size} 个样本约 {_gigabytes(total)}（误差约三成），可用 {_gigabytes(available)}")
+    for name, num_bytes in parts.items():
+        say(f"  {_pad(name)}{_gigabytes(num_bytes):>15}  {num_bytes / total:6.1%}")
+    say(f"装得下的最大一批：约 {largest_batch_size(cfg, num_parameters, device.type, available):,} 个样本")
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB"
+
+
+def _pad(name: str) -> str:
+    """补空格到同样的显示宽度；一个汉字占两格。"""
+    return name + " " * (14 - sum(1 if character.isascii() else 2 for character in name))
