@@ -11,7 +11,7 @@ endef
 .PHONY: demo test lint clean-venv
 
 demo: .venv/runtime-installed
-	$(BIN)/python pretrain.py --config configs/pocket_config_5M.json --data_path data/西游记.txt --model_path model.pth
+	$(BIN)/python pretrain.py --config configs/pocket_config_3M.json --data_path data/西游记.txt --model_path model.pth
 	$(BIN)/python generate.py --model_path model.pth --prompt 悟空笑道： --max_new_tokens 120 --temperature 0.8 --top_k 50
 
 test: .venv/development-installed

@@ -17,11 +17,9 @@ import generate
 from benchmarks import peer, weights
 from benchmarks.measure import ROOT, alternate, in_new_process, pooled
 from benchmarks.tables import gigabytes, ratio, spread, table
+from benchmarks.train_step import CPU, OURS, SEED, THEIRS
 from utils.generation import Sampling, generate_tokens, read_prompt
 
-CPU = torch.device("cpu")
-SEED = 123
-OURS, THEIRS = "PocketLLM", "transformers"
 CHOICES = {OURS: ("auto", "float32", "float16", "bfloat16"), THEIRS: ("float32", "float16", "bfloat16")}
 SKIPPED = 2  # 读完提示语后的头两个 token 还在预热，不算
 WINDOW = 16  # 每个位置量几个 token

@@ -37,7 +37,7 @@ class Plan:
     steps: int  # 每轮计时几步
 
 
-FULL = Plan(ROOT / "configs/gpt2_config_124M.json", ((4, 256), (2, 1024)), warmup=1, steps=3)
+FULL = Plan(ROOT / "configs/gpt2_config_124M.json", ((4, 256), (2, 1024)), warmup=2, steps=3)
 QUICK = Plan(ROOT / "benchmarks/tiny_config.json", ((2, 32),), warmup=1, steps=2)
 
 

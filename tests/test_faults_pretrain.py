@@ -343,7 +343,7 @@ def test_last_of_a_repeated_flag_counts(folder):
     ("fault", "part"),
     [
         ("os.access = lambda *args, **options: False", "没有读取权限"),
-        ("pathlib.Path.read_bytes = pathlib.Path.open = lambda path, *mode: os.open('/', os.O_WRONLY)", "读不出"),
+        ("import tqdm; pathlib.Path.read_bytes = pathlib.Path.open = lambda *args: os.open('/', os.O_WRONLY)", "读不出"),
     ],
     ids=["no-permission", "fails-while-reading"],
 )
@@ -458,13 +458,12 @@ def test_weights_that_became_nan_are_never_saved(folder):
 
 
 @contextlib.contextmanager
-def training(folder, *args):
-    """正在训练的进程，已经打印出第 3 步。"""
-    command = [sys.executable, ROOT / "pretrain.py", "--config", "tiny.json", "--data_path", "corpus.txt", *args]
+def training(folder, *args, program=(ROOT / "pretrain.py",)):
+    """正在运行的 pretrain.py。"""
     process = subprocess.Popen(
-        command,
+        [sys.executable, *program, "--config", "tiny.json", "--data_path", "corpus.txt", *args],
         cwd=folder,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",
@@ -497,6 +496,34 @@ def test_signal_stops_training_and_leaves_a_whole_model(folder, signum):
     assert stderr.count("\n") == 1 and "已在第" in stderr and "model.pth" in stderr
     assert read_model_file(folder / "model.pth").weights
     assert not [path.name for path in folder.iterdir() if path.suffix in (".tmp", ".bak")]
+
+
+SLOW_TOKENIZER = f"""
+import pathlib, runpy, time
+from utils import corpus, text_utils
+
+def encode_slowly(tokenizer, text, encode=text_utils.Tokenizer.encode_to_numpy):
+    print("分词", flush=True)
+    time.sleep(0.2)
+    return encode(tokenizer, text)
+
+corpus.CACHE_DIR = pathlib.Path("cache")
+text_utils.CHUNK_CHARACTERS = 1
+text_utils.Tokenizer.encode_to_numpy = encode_slowly
+runpy.run_path({str(ROOT / "pretrain.py")!r}, run_name="__main__")
+"""
+
+
+@NO_SIGINT
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signal_while_tokenizing_leaves_at_once_and_nothing_behind(folder, signum):
+    with training(folder, program=("-c", SLOW_TOKENIZER)) as process:
+        for _ in range(3):
+            read_until(process, "分词")
+        process.send_signal(signum)
+        _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (128 + signum, "")
+    assert list((folder / "cache").iterdir()) == []
 
 
 @NO_SIGINT

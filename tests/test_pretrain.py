@@ -137,7 +137,7 @@ def test_long_estimate_recommends_the_small_configuration(tmp_path, corpus_text)
     config = write_config(tmp_path, **changes)
     result = pretrain(tmp_path, corpus_text, "--max_steps", 10**9, "--learning_rate", 1e30, config=config)
     # 学习率离谱，很快发散：正好看到提示，又看到发散时怎么收场
-    assert "--config configs/pocket_config_5M.json" in result.stdout
+    assert "--config configs/pocket_config_3M.json" in result.stdout
     assert result.code == 1 and result.stderr.count("\n") == 1
     assert re.search(r"错误：第 \d+ 步：(训练损失|损失|梯度)", result.stderr)
 
@@ -173,7 +173,7 @@ def test_help_names_every_flag():
 
 def test_shipped_configurations_are_valid():
     paths = sorted((ROOT / "configs").glob("*.json"))
-    assert {"pocket_config_5M.json", "pocket_config_12M.json", "pocket_config_30M.json"} <= {p.name for p in paths}
+    assert {f"pocket_config_{size}.json" for size in ("3M", "5M", "12M", "30M")} <= {p.name for p in paths}
     for path in paths:
         config = read_config(path, ModelConfig.from_dict)
         TrainingSettings.from_sources(config.training, object(), path)

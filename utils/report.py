@@ -16,7 +16,7 @@ from utils.train_utils import Budget, Evaluation, Trainer, calc_loss_loader, eva
 from utils.training_run import RunFiles, format_duration
 
 LONG_SECONDS = 3600.0
-QUICK_CONFIG = "configs/pocket_config_5M.json"
+QUICK_CONFIG = "configs/pocket_config_3M.json"
 SAMPLE_TOKENS = 100
 
 
