@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from model.config import ModelConfig, count_parameters
 from utils import cli
@@ -37,6 +38,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    config = read_config(args.config, ModelConfig.from_dict) if args.config else None
     # 载入 torch 要一两秒，校验大的模型文件也要；两件事同时做，都放到参数检查之后，--help 立刻有回应
     with ThreadPoolExecutor(max_workers=1) as background:
         checked = background.submit(check_archive, args.model_path)
@@ -44,10 +46,10 @@ def main() -> None:
 
         from utils.device import choose_device
         from utils.generation import Sampling
-    checked.result()
 
     device = choose_device(args.device)
-    model, tokenizer = load(args)
+    checked.result()
+    model, tokenizer = load(args.model_path, config)
     model = to_device(model.eval(), device, args.dtype)
     top_k = args.top_k
     if top_k is not None and top_k > tokenizer.vocab_size:
@@ -69,8 +71,11 @@ def main() -> None:
         talk(answer)
 
 
-def load(args: argparse.Namespace):
-    """-> (模型, 分词器)。模型文件说明了自己就以它为准，--config 只能与它一致；否则必须给 --config。"""
+def load(model_path: Path, config: ConfigFile | None):
+    """-> (模型, 分词器)；模型文件已经过 check_archive。
+
+    它说明了自己就以它为准，--config 只能与它一致；否则必须给 --config。
+    """
     import torch
 
     from model.language_model import LanguageModel
@@ -78,8 +83,7 @@ def load(args: argparse.Namespace):
     from utils.device import check_memory
     from utils.memory import estimate_generation_bytes
 
-    config = read_config(args.config, ModelConfig.from_dict) if args.config else None
-    file = open_model_file(args.model_path)
+    file = open_model_file(model_path)
     if file.config is None and config is None:
         raise UserError(file.path, "里面只有权重，没有记录配置", "用 --config 给出训练时的配置文件。")
     try:
@@ -89,11 +93,11 @@ def load(args: argparse.Namespace):
     if file.config is None:  # 没有自述的文件也没有说明是否共用矩阵，看权重便知
         cfg = dataclasses.replace(cfg, tie_weights=has_tied_weights(file))
     elif config:
-        check_same_config(config, cfg, file.tokenizer, args)
+        check_same_config(config, cfg, file)
     tokenizer = tokenizer_of(file, config.tokenizer if config else None)
     if cfg.vocab_size < tokenizer.vocab_size:
         raise UserError(file.path, f"vocab_size={cfg.vocab_size} 小于分词器词表 {tokenizer.vocab_size}")
-    config_name = args.config or "它记录的配置"
+    config_name = config.path if config else "它记录的配置"
     check_config(file, cfg, config_name)
     needed = estimate_generation_bytes(cfg, sum(count_parameters(cfg).values()))
     check_memory(needed, torch.device("cpu"), "换一个更小的模型。")
@@ -116,12 +120,12 @@ def to_device(model, device, dtype: str):
     return model.to(device, getattr(torch, dtype))
 
 
-def check_same_config(given: ConfigFile, cfg: ModelConfig, tokenizer: dict, args: argparse.Namespace) -> None:
+def check_same_config(given: ConfigFile, cfg: ModelConfig, file) -> None:
     """--config 与模型文件的自述不同就报错，指出第一个不同的字段。"""
-    recorded = {**cfg.to_dict(), "tokenizer": tokenizer["type"]}
+    recorded = {**cfg.to_dict(), "tokenizer": file.tokenizer["type"]}
     for name, ours in {**given.model.to_dict(), "tokenizer": given.tokenizer["type"]}.items():
         if ours != recorded[name]:
-            reason = f"{args.config} 的 {name} 是 {ours}，{args.model_path} 训练时是 {recorded[name]}"
+            reason = f"{given.path} 的 {name} 是 {ours}，{file.path} 训练时是 {recorded[name]}"
             raise UserError("--config", reason, "去掉 --config，模型文件里记着配置。")
 
 

@@ -20,7 +20,7 @@ from benchmarks.tables import gigabytes, ratio, spread, table
 from benchmarks.train_step import CPU, OURS, SEED, THEIRS
 from utils.generation import Sampling, generate_tokens, read_prompt
 
-CHOICES = {OURS: ("auto", "float32", "float16", "bfloat16"), THEIRS: ("float32", "float16", "bfloat16")}
+CHOICES = {OURS: ("auto", "float32", "float16", "bfloat16"), THEIRS: ("float32", "bfloat16")}
 SKIPPED = 2  # 读完提示语后的头两个 token 还在预热，不算
 WINDOW = 16  # 每个位置量几个 token
 PROMPT = 8
@@ -115,7 +115,7 @@ def random_prompt(length: int, vocab_size: int) -> Tensor:
 
 def our_timer(path: str, dtype: str) -> Timer:
     """generate.py 的生成。"""
-    model, tokenizer = generate.load(argparse.Namespace(model_path=Path(path), config=None))
+    model, tokenizer = generate.load(Path(path), None)
     model = generate.to_device(model.eval(), CPU, dtype)
 
     def time_tokens(prompt_length: int, new_tokens: int) -> list[float]:

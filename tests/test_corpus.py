@@ -166,7 +166,7 @@ def test_stride_is_only_for_training():
     whole, overlapping = (
         corpus.create_loaders(10, TrainingSettings(stride=stride, batch_size=1)) for stride in (None, 3)
     )
-    assert (len(whole[0]), len(overlapping[0])) == (44, 147)  # (450 - 11) // 3 + 1
+    assert (len(whole[0]), len(overlapping[0])) == (44, 146)  # 440 个开头，每 10 个或每 3 个取一个
     assert len(whole[1]) == len(overlapping[1]) == 4
 
 

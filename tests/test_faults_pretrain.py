@@ -343,7 +343,10 @@ def test_last_of_a_repeated_flag_counts(folder):
     ("fault", "part"),
     [
         ("os.access = lambda *args, **options: False", "没有读取权限"),
-        ("import tqdm; pathlib.Path.read_bytes = pathlib.Path.open = lambda *args: os.open('/', os.O_WRONLY)", "读不出"),
+        (
+            "import tqdm; pathlib.Path.read_bytes = pathlib.Path.open = lambda *args: os.open('/', os.O_WRONLY)",
+            "读不出",
+        ),
     ],
     ids=["no-permission", "fails-while-reading"],
 )

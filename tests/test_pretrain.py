@@ -166,7 +166,7 @@ def test_help_names_every_flag():
     result = run("pretrain.py", "--help", cwd=ROOT)
     flags = """config data_path model_path epochs max_steps max_minutes batch_size accumulation_steps learning_rate
     warmup_steps weight_decay grad_clip optimizer stride eval_freq eval_iter sample_prompt seed device dtype compile
-    encoding keep""".split()
+    encoding keep dry_run""".split()
     assert result.code == 0
     assert all(f"--{flag} " in result.stdout for flag in flags)
 

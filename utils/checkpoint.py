@@ -41,8 +41,9 @@ def read_model_file(path: Path) -> ModelFile:
 
 def open_model_file(path: Path) -> ModelFile:
     """read_model_file 的后一半，用在 check_archive 已经通过之后。权重映射在文件上，用到哪里才读到哪里。"""
+    can_map = str(path).isprintable()  # 文件名里有孤立的代理字符时 torch 映射不了
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
     except Exception:  # 内容不可信，读取器抛出什么都可能
         raise UserError(path, f"{NOT_A_MODEL}（含有权重以外的内容，已拒绝读取）") from None
     if not isinstance(state, dict):
