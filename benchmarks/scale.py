@@ -21,7 +21,7 @@ from utils.settings import TrainingSettings
 MAX_STEP_SECONDS = 60.0  # 估计一步比这还慢的只推算
 WARMUP, STEPS = 1, 3
 UTILIZATION = 0.4  # 显卡实际用上的算力占标称的几成
-# 标称的稠密 bfloat16 算力（TFLOP/s，累加用 float32）和显存（GB），出自 NVIDIA 各架构的白皮书
+# 标称的稠密 bfloat16 算力（TFLOP/s，累加用 float32）和显存（GB），出自 NVIDIA 的白皮书；RTX 3060 由张量核心数和频率算出
 GPUS = {"RTX 3060": (25.5, 12), "RTX 4090": (165, 24), "A100 80GB": (312, 80), "H100 SXM": (989, 80)}
 FORMULA = (
     "一步的运算量 = 6·N·T + 12·层数·emb_dim·seq·T，T 是一步的 token 数，N 是参加矩阵乘法的参数"
