@@ -84,6 +84,16 @@ def test_windows_are_slices_of_the_smallest_integers():
     assert WindowDataset(token_ids, 8, 8).target_ids().data_ptr() == token_ids.data_ptr() + 2  # 没有复制
 
 
+def test_read_pages_are_released_every_so_many_windows(monkeypatch):
+    monkeypatch.setattr(data_loader, "RELEASE_WINDOWS", 10)
+    released = []
+    dataset = WindowDataset(torch.arange(100), 8, 1, release=lambda: released.append(len(seen)))
+    seen = []
+    for index in range(25):
+        seen.append(dataset[index])
+    assert released == [9, 19]
+
+
 def test_loaders_do_not_move_the_global_random_state():
     dataset = WindowDataset(torch.arange(60), context_length=5, stride=5)
     before = torch.get_rng_state()

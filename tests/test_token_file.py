@@ -1,8 +1,11 @@
 """utils/token_file.py：多线程分词与整篇分词一致，文件坏了看得出来，写不进去也能继续。"""
 
+import os
 import random
+import re
 import warnings
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,3 +173,20 @@ def test_interrupted_writing_leaves_nothing(tokenizer, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         create_tokens(tmp_path / "a.tokens", lambda file: write_tokens(file, tokenizer, [pieces()], {}))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="没有 /proc，看不到常驻内存")
+def test_released_pages_leave_the_resident_memory_and_come_back(tokenizer, tmp_path):
+    tokens = create_tokens(tmp_path / "a.tokens", partial(write, tokenizer=tokenizer, parts=["悟空，" * 2_000_000]))
+    before = resident_bytes()
+    total = tokens.parts[0].int().sum()
+    touched = resident_bytes()
+    tokens.release()
+    assert touched - before > 3e6 and touched - resident_bytes() > 3e6
+    assert tokens.parts[0].int().sum() == total
+
+
+def resident_bytes() -> int:
+    """文件映射占的常驻内存。"""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.search(r"RssFile:\s+(\d+) kB", status)[1]) * 1024

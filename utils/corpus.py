@@ -36,8 +36,7 @@ class Corpus:
     tokenizer: Tokenizer
     train_characters: int
     validate_characters: int
-    train_ids: Tensor  # (训练 token 数,) uint16 或 int32，映射着文件
-    validate_ids: Tensor  # (验证 token 数,)
+    tokens: TokenFile
     excerpt: str  # 训练部分开头的一段，用来比较词表
     opening: str  # 验证部分开头的几个字，用来给样文起头；验证部分全是空白时取训练部分的
 
@@ -52,11 +51,20 @@ class Corpus:
             tokenizer=Tokenizer.from_state(tokens.info["tokenizer"]),
             train_characters=boundary,
             validate_characters=source.num_characters - boundary,
-            train_ids=tokens.parts[0],
-            validate_ids=tokens.parts[1],
+            tokens=tokens,
             excerpt="".join(source.pieces(0, min(boundary, EXCERPT_CHARACTERS))),
             opening=_opening(validate) or _opening(train),
         )
+
+    @property
+    def train_ids(self) -> Tensor:
+        """(训练 token 数,) uint16 或 int32，映射着文件。"""
+        return self.tokens.parts[0]
+
+    @property
+    def validate_ids(self) -> Tensor:
+        """(验证 token 数,)，同上。"""
+        return self.tokens.parts[1]
 
     @property
     def characters_per_token(self) -> float:
@@ -66,8 +74,9 @@ class Corpus:
 
     def create_loaders(self, context_length: int, settings: TrainingSettings) -> tuple[DataLoader, DataLoader]:
         """-> (训练, 验证)；训练每轮错开并打乱，验证按原文顺序、窗口不重叠、一个不丢。"""
-        train = WindowDataset(self.train_ids, context_length, stride=1)  # 间隔由 EpochSampler 决定
-        validate = WindowDataset(self.validate_ids, context_length, context_length)
+        release = self.tokens.release
+        train = WindowDataset(self.train_ids, context_length, 1, release)  # 间隔由 EpochSampler 决定
+        validate = WindowDataset(self.validate_ids, context_length, context_length, release)
         for name, part, ids in (("训练", train, self.train_ids), ("验证", validate, self.validate_ids)):
             if not len(part):
                 reason = f"{name}部分只有 {len(ids)} 个 token，至少需要 {context_length + 1} 个"

@@ -1,12 +1,13 @@
 """数据：一长串 token 切成窗口，输入和目标错开一位，组成一批一批。"""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 TRAIN_FRACTION = 0.9  # 前 90 % 训练，后 10 % 验证
+RELEASE_WINDOWS = 1000  # 内存映射的语料每取这么多个窗口，就把读过的页还给系统一次，常驻内存不会一路涨到文件那么大
 ORDER_BLOCK = 65_536  # 打乱的顺序一次取出这么多个，几百万个窗口也不必变成 Python 列表
 
 
@@ -16,10 +17,14 @@ def split_point(num_characters: int) -> int:
 
 
 class WindowDataset(Dataset):
-    """第 i 个样本是从 i × stride 开始的窗口；目标比输入晚一位：看到前面的，猜下一个。"""
+    """第 i 个样本是从 i × stride 开始的窗口；目标比输入晚一位：看到前面的，猜下一个。
 
-    def __init__(self, token_ids: Tensor, context_length: int, stride: int):
+    token_ids 映射着文件时，release() 归还它读过的页。
+    """
+
+    def __init__(self, token_ids: Tensor, context_length: int, stride: int, release: Callable[[], None] = lambda: None):
         self.token_ids, self.context_length, self.stride = token_ids, context_length, stride
+        self._release, self._num_read = release, 0
 
     def __len__(self) -> int:
         """完整窗口的个数；窗口还要多一个 token 作最后的目标，末尾不足一窗的不用。"""
@@ -27,6 +32,9 @@ class WindowDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """-> 输入 (context_length,)，目标 (context_length,)，int64"""
+        self._num_read += 1
+        if self._num_read % RELEASE_WINDOWS == 0:
+            self._release()
         start = index * self.stride
         window = self.token_ids[start : start + self.context_length + 1].long()
         return window[:-1], window[1:]

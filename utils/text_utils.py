@@ -24,7 +24,8 @@ SURE_BREAK = re.compile(
     r"(?<=\S)(?=[ \t\n\u3000])|(?<=[A-Za-z0-9ぁ-んァ-ヶ一-龥])(?=[!-/:-@\[-`{-~，。、；：？！…“”（）])"
 )
 COUNT_BLOCK = 1 << 20  # 一次统计这么多个 token，内存映射着的长文也不会整个读进来
-LONG_BLANK = re.compile(r"(\s{10000})")  # 百万个连续的空白会让 tiktoken 的正则耗尽栈，先在这里切开
+# 百万个连续的空白会让 tiktoken 的正则耗尽栈，先在这里切开；写成 \s\s{9999} 而不是 \s{10000}，re 找起来快一倍
+LONG_BLANK = re.compile(r"(\s\s{9999})")
 END_OF_TEXT = "<|endoftext|>"
 # 预切分：BPE 的合并不跨越这里切出的边界
 SPLIT_PATTERNS = {

@@ -34,6 +34,12 @@ class TokenFile:
 
     parts: list[Tensor]  # 每个是 (token 数,)，uint16 或 int32
     info: dict  # 写文件时附上的说明
+    view: mmap.mmap
+
+    def release(self) -> None:
+        """归还读过的页，再用到时会从文件重新读；没有 madvise 的系统（Windows）自己会收回。"""
+        if hasattr(self.view, "madvise"):
+            self.view.madvise(mmap.MADV_DONTNEED)
 
 
 def encode_on_all_cores(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[np.ndarray]:
@@ -91,7 +97,7 @@ def map_tokens(file: BinaryIO) -> TokenFile:
     view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     counts = description["counts"]
     token_ids = torch.frombuffer(view, dtype=getattr(torch, description["dtype"]), count=sum(counts))
-    return TokenFile(list(token_ids.split(counts)), description["info"])
+    return TokenFile(list(token_ids.split(counts)), description["info"], view)
 
 
 def _digest_of(file: BinaryIO, num_bytes: int) -> bytes:
