@@ -33,6 +33,7 @@ def parse_args() -> argparse.Namespace:
     add("--seed", type=cli.seed_int, help="随机种子（默认每次不同）")
     add("--device", type=cli.device_name, default="auto", help=f"{cli.DEVICES}（默认 %(default)s）")
     add("--dtype", type=cli.one_of(*DTYPES.split(" | ")), default="auto", help=f"{DTYPES}（默认 %(default)s）")
+    add("--quantize", type=cli.one_of("int8"), help="int8：权重存成 8 位整数，只在 CPU 上（默认不用）")
     return parser.parse_args()
 
 
@@ -48,9 +49,11 @@ def main() -> None:
         from utils.generation import Sampling
 
     device = choose_device(args.device)
+    if args.quantize and (device.type != "cpu" or args.dtype != "auto"):
+        raise UserError("--quantize", "只用在 CPU 上，也不能再给 --dtype", "去掉其中一个，或加 --device cpu。")
     checked.result()
     model, tokenizer = load(args.model_path, config)
-    model = to_device(model.eval(), device, args.dtype)
+    model = to_device(model.eval(), device, args.quantize or args.dtype)
     top_k = args.top_k
     if top_k is not None and top_k > tokenizer.vocab_size:
         print(f"提示：--top_k 已降为词表大小 {tokenizer.vocab_size}", file=sys.stderr)
@@ -104,20 +107,21 @@ def load(model_path: Path, config: ConfigFile | None):
     return build_model(lambda: LanguageModel(cfg), file, config_name), tokenizer
 
 
-def to_device(model, device, dtype: str):
-    """把模型搬到设备上，换成要用的精度；auto 在 CPU 上让大模型的权重用 float16，其余用 float32。"""
+def to_device(model, device, number_format: str):
+    """把模型搬到设备上，换成要用的数的格式。CPU 上只压缩权重，算的时候仍是 float32；auto 挑这台机器上最快的。"""
     import torch
 
-    from utils.half_linear import half_weights_pay, use_half_weights
+    if device.type != "cpu":
+        return model.to(device, torch.float32 if number_format == "auto" else getattr(torch, number_format))
+    from utils.compact_weights import compact_weights
+    from utils.weight_speed import fastest_format
 
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    if dtype == "auto":
-        dtype = "float16" if half_weights_pay(num_parameters, device) else "float32"
-    if dtype == "float16" and device.type == "cpu":
-        model = model.float()
-        use_half_weights(model)
-        return model
-    return model.to(device, getattr(torch, dtype))
+    model = model.float()
+    if number_format == "auto":
+        number_format = fastest_format(model)
+    if number_format != "float32":
+        compact_weights(model, number_format)
+    return model
 
 
 def check_same_config(given: ConfigFile, cfg: ModelConfig, file) -> None:

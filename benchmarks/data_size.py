@@ -150,7 +150,7 @@ def start(config: str, path: str, cache: str, fresh: bool) -> dict:
 
 def open_corpus(file: ConfigFile, path: str, cache: str) -> Corpus:
     """像 pretrain.py 那样打开语料，只是缓存不放进项目的文件夹。"""
-    with patch("utils.corpus.CACHE_DIR", Path(cache)):
+    with patch("utils.files.CACHE_DIR", Path(cache)):
         return Corpus.from_file(TextFile.scan(Path(path)), file.tokenizer)
 
 

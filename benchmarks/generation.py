@@ -20,7 +20,7 @@ from benchmarks.tables import gigabytes, ratio, spread, table
 from benchmarks.train_step import CPU, OURS, SEED, THEIRS
 from utils.generation import Sampling, generate_tokens, read_prompt
 
-CHOICES = {OURS: ("auto", "float32", "float16", "bfloat16"), THEIRS: ("float32", "bfloat16")}
+CHOICES = {OURS: ("auto", "float32", "float16", "bfloat16", "int8"), THEIRS: ("float32", "bfloat16")}
 SKIPPED = 2  # 读完提示语后的头两个 token 还在预热，不算
 WINDOW = 16  # 每个位置量几个 token
 PROMPT = 8
@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> str:
         f"`{plan.config.name}`，随机权重，batch 1，每次取最可能的 token，两边都用 KV 缓存。"
         f"每个对象 {args.rounds} 轮，轮流进行，每轮一个新的进程，先预热；中位数（最小–最大）。"
         f"token/s 是 {PROMPT} 个 token 的提示语之后连续生成 {plan.new_tokens} 个，读提示语的时间在内；"
-        f"某个位置的毫秒数取那里连续 {WINDOW} 个 token；内存是进程的最高点。auto 是 generate.py 的默认精度。"
+        f"某个位置的毫秒数取那里连续 {WINDOW} 个 token；内存是进程的最高点。"
+        "auto 是 generate.py 的默认，int8 是 --quantize int8。"
     )
     ratios = f"同一次运行里，PocketLLM 的 token/s 除以 transformers 的：\n\n{ratio_table(results)}"
     return f"{introduction}\n\n{result_table(plan, results)}\n\n{ratios}"

@@ -1,7 +1,6 @@
 """在什么机器上量的，用了多少内存。"""
 
 import os
-import platform
 import sys
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -9,13 +8,16 @@ from pathlib import Path
 
 import psutil
 
+from utils.device import processor_name
+
 PACKAGES = ("torch", "transformers")
+STATUS = Path("/proc/self/status")
 
 
 def describe_machine() -> str:
     """一行：处理器、核数、库的版本、日期。"""
     libraries = "，".join(f"{name} {found}" for name in PACKAGES if (found := _version(name)))
-    return f"{_processor()}，{_num_cores()} 核，{libraries}，{date.today()}。"
+    return f"{processor_name()}，{_num_cores()} 核，{libraries}，{date.today()}。"
 
 
 def _version(package: str) -> str | None:
@@ -23,16 +25,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    """处理器型号；Linux 之外取系统报告的名字。"""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _num_cores() -> int:
@@ -44,10 +36,11 @@ def peak_bytes() -> int:
     """本进程至今占用内存的最高点。"""
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
+    if STATUS.exists():  # Linux 的 ru_maxrss 从父进程的峰值算起，VmHWM 只算自己的
+        return int(STATUS.read_text(encoding="ascii").split("VmHWM:")[1].split()[0]) * 1024
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS 以字节计，Linux 以 KB 计
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS 以字节计
 
 
 def resident_bytes() -> int:

@@ -11,6 +11,8 @@ from model.dropout import dropout
 from model.kv_cache import KVCache
 from model.layer_norm import EPS
 
+BLOCK = 128
+
 
 def causal_mask(num_queries: int, num_keys: int, device: torch.device | None = None) -> Tensor:
     """(num_queries, num_keys) 的布尔表，True 表示看得见。最后一个查询与最后一个键是同一个 token。"""
@@ -27,6 +29,16 @@ def attention_by_definition(queries: Tensor, keys: Tensor, values: Tensor, drop_
     mask = causal_mask(queries.shape[-2], keys.shape[-2], queries.device)
     weights = scores.masked_fill(~mask, -math.inf).softmax(dim=-1, dtype=queries.dtype)
     return dropout(weights, drop_rate) @ values
+
+
+def attention_in_blocks(queries: Tensor, keys: Tensor, values: Tensor, drop_rate: float = 0.0) -> Tensor:
+    """等于 attention_by_definition，但分数表右上角看不见的部分大多不算：一块查询只与它们看得见的键相乘。"""
+    ends = range(BLOCK, queries.shape[-2] + BLOCK, BLOCK)
+    blocks = [
+        attention_by_definition(block, keys[..., :end, :], values[..., :end, :], drop_rate)
+        for block, end in zip(queries.split(BLOCK, dim=-2), ends, strict=True)
+    ]
+    return torch.cat(blocks, dim=-2)
 
 
 class HeadNorm(nn.Module):
@@ -64,8 +76,8 @@ class MultiHeadAttention(nn.Module):
         values = self._split_heads(self.W_value(x))
         if cache is not None:
             keys, values = cache.append(self.layer, keys, values)
-        context = self._attend(queries, keys, values)
-        return self.out_proj(context.transpose(1, 2).flatten(2))
+        context = self._attend(queries.to(keys.dtype), keys, values)
+        return self.out_proj(context.transpose(1, 2).flatten(2).to(x.dtype))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """(batch, seq, heads × head_dim) -> (batch, heads, seq, head_dim)"""
@@ -77,7 +89,7 @@ class MultiHeadAttention(nn.Module):
         is_whole = num_queries == num_keys
         drop_rate = self.drop_rate if self.training else 0.0
         if is_whole and self._definition_is_faster(queries, drop_rate):
-            return attention_by_definition(queries, keys, values, drop_rate)
+            return attention_in_blocks(queries, keys, values, drop_rate)
         mask = None if is_whole or num_queries == 1 else causal_mask(num_queries, num_keys, queries.device)
         # 融合内核不把 (seq, total) 的分数表写进内存，省内存也更快
         return F.scaled_dot_product_attention(

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
@@ -24,6 +25,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.tokenizer_state: dict | None = None  # 训练所用分词器的描述，见 utils/text_utils.py
+        self.cache_dtype: torch.dtype | None = None  # KV 缓存的精度；None 表示与权重相同
         self.tok_emb = nn.Embedding(cfg.vocab_size, cfg.emb_dim)
         self.position = POSITION_CLASSES[cfg.position](cfg)
         self.dropout = Dropout(cfg.drop_rate)
@@ -62,9 +64,9 @@ class LanguageModel(nn.Module):
         return self.out_head(self.features(token_ids, cache)[:, -1])
 
     def new_cache(self, batch_size: int = 1) -> KVCache:
-        """空的 KV 缓存，与模型在同一设备、同一精度。"""
+        """空的 KV 缓存，与模型在同一设备。"""
         weight = self.tok_emb.weight
-        return KVCache(self.cfg, batch_size, weight.device, weight.dtype)
+        return KVCache(self.cfg, batch_size, weight.device, self.cache_dtype or weight.dtype)
 
     def get_extra_state(self) -> dict:
         return {"config": self.cfg.to_dict(), "tokenizer": self.tokenizer_state}

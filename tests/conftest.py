@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from model.config import ModelConfig
-from utils import corpus
+from utils import files
 from utils.corpus import Corpus
 from utils.text_file import TextFile
 
@@ -103,5 +103,5 @@ def _fixed_seed():
 def cache_dir(tmp_path_factory, monkeypatch) -> Path:
     """每个测试用自己的缓存；命令行运行的程序除外，它们用项目的 .cache/。"""
     folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr(corpus, "CACHE_DIR", folder)
+    monkeypatch.setattr(files, "CACHE_DIR", folder)
     return folder

@@ -6,7 +6,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import tiny_config
-from model.attention import HeadNorm, MultiHeadAttention, attention_by_definition, causal_mask
+from model.attention import (
+    BLOCK,
+    HeadNorm,
+    MultiHeadAttention,
+    attention_by_definition,
+    attention_in_blocks,
+    causal_mask,
+)
 from model.kv_cache import KVCache
 from model.position import LearnedPosition, RotaryPosition
 
@@ -46,6 +53,19 @@ def test_definition_equals_fused_kernel(num_queries, num_keys):
     mask = causal_mask(num_queries, num_keys)
     expected = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
     torch.testing.assert_close(attention_by_definition(queries, keys, values), expected)
+
+
+@pytest.mark.parametrize("seq", [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
+def test_blocks_equal_the_definition_in_outputs_and_gradients(seq):
+    queries, keys, values = (part.requires_grad_() for part in torch.randn(3, 1, 2, seq, 8))
+    results = []
+    for attend in (attention_in_blocks, attention_by_definition):
+        out = attend(queries, keys, values)
+        out.square().sum().backward()
+        results.append((out.detach(), *(part.grad.clone() for part in (queries, keys, values))))
+        queries.grad = keys.grad = values.grad = None
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])

@@ -103,7 +103,7 @@ def test_steps_change_the_weights():
 def test_generation_is_compared_with_the_peer(monkeypatch):
     monkeypatch.setattr(generation, "in_new_process", in_this_process)
     rows, ratios = read_tables(generation.run(QUICK))
-    assert [row[1] for row in rows] == ["auto", "float32", "float16", "bfloat16", "float32", "bfloat16"]
+    assert [row[1] for row in rows] == ["auto", "float32", "float16", "bfloat16", "int8", "float32", "bfloat16"]
     assert all(first_number(cell) > 0 for row in rows for cell in row[2:])
     speeds = {(row[0], row[1]): first_number(row[2]) for row in rows}
     expected = speeds["PocketLLM", "float32"] / speeds["transformers", "float32"]

@@ -9,7 +9,7 @@ import torch
 
 from conftest import ROOT, make_corpus
 from utils import corpus as corpus_module
-from utils import text_utils, token_file
+from utils import files, text_utils, token_file
 from utils.corpus import Corpus
 from utils.errors import UserError
 from utils.settings import TrainingSettings
@@ -119,7 +119,7 @@ def test_damaged_cache_is_rebuilt(corpus_text, cache_dir, capsys):
 def test_cache_that_cannot_be_written_does_not_matter(corpus_text, tmp_path, monkeypatch, capsys):
     first = corpus_of(corpus_text)
     (tmp_path / "file").write_bytes(b"")
-    monkeypatch.setattr(corpus_module, "CACHE_DIR", tmp_path / "file")
+    monkeypatch.setattr(files, "CACHE_DIR", tmp_path / "file")
     assert same(corpus_of(corpus_text), first)
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -15,6 +15,14 @@ def test_fraction_and_mean_are_as_asked(drop_rate):
     torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - drop_rate)), atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("drop_rate", [0.05, 0.1, 0.2, 0.3, 0.5])
+def test_mean_is_kept_in_bfloat16_too(drop_rate):
+    dropped = dropout(torch.ones(4000, 1000, dtype=torch.bfloat16), drop_rate).double()
+    error = dropped.std().item() / dropped.numel() ** 0.5  # 均值的标准误
+    assert dropped.mean().item() == pytest.approx(1.0, abs=5 * error + 2e-5)
+    assert (dropped == 0).double().mean().item() == pytest.approx(drop_rate, abs=0.005)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 4097])
 def test_every_size_and_shape_is_kept(size):
     assert dropout(torch.ones(size), 0.5).shape == (size,)

@@ -503,14 +503,14 @@ def test_signal_stops_training_and_leaves_a_whole_model(folder, signum):
 
 SLOW_TOKENIZER = f"""
 import pathlib, runpy, time
-from utils import corpus, text_utils
+from utils import files, text_utils
 
 def encode_slowly(tokenizer, text, encode=text_utils.Tokenizer.encode_to_numpy):
     print("分词", flush=True)
     time.sleep(0.2)
     return encode(tokenizer, text)
 
-corpus.CACHE_DIR = pathlib.Path("cache")
+files.CACHE_DIR = pathlib.Path("cache")
 text_utils.CHUNK_CHARACTERS = 1
 text_utils.Tokenizer.encode_to_numpy = encode_slowly
 runpy.run_path({str(ROOT / "pretrain.py")!r}, run_name="__main__")

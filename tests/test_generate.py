@@ -2,6 +2,7 @@
 
 import shutil
 
+import pytest
 import torch
 
 from conftest import ROOT, run, write_config
@@ -39,6 +40,12 @@ def test_several_samples_differ_and_are_separated(trained):
 def test_every_sampling_flag_is_accepted(trained):
     flags = ["--temperature", 0.9, "--top_k", 5, "--top_p", 0.9, "--repetition_penalty", 1.2, "--dtype", "bfloat16"]
     generate(trained, "--prompt", "师父", *flags)
+
+
+@pytest.mark.parametrize("flags", [("--quantize", "int8"), *(("--dtype", name) for name in ("float16", "bfloat16"))])
+def test_compact_weights_write_text_and_repeat_themselves(trained, flags):
+    outputs = {generate(trained, "--prompt", "悟空", "--device", "cpu", *flags).stdout for _ in range(2)}
+    assert len(outputs) == 1 and outputs.pop().startswith("悟空")
 
 
 def test_dialogue_answers_each_line_until_exit(trained):

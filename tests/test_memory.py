@@ -8,8 +8,15 @@ import sys
 import pytest
 
 from conftest import ROOT, tiny_config
+from model.attention import BLOCK
 from model.config import ModelConfig, count_parameters
-from utils.memory import estimate_generation_bytes, estimate_training_bytes, keep_freed_memory, largest_batch_size
+from utils.memory import (
+    ATTENTION_BLOCK,
+    estimate_generation_bytes,
+    estimate_training_bytes,
+    keep_freed_memory,
+    largest_batch_size,
+)
 
 MIDDLE = {
     "vocab_size": 4096,
@@ -22,8 +29,10 @@ MIDDLE = {
 }
 # 先走完一步极小的训练，把各种库都载入；之后再多用的内存就是这个模型的
 MEASURE = """
-import json, resource, sys
+import json, sys
 import torch
+from benchmarks.machine import peak_bytes
+from model.attention import BLOCK
 from model.config import ModelConfig
 from model.language_model import LanguageModel
 from utils.optimizers import build_optimizers
@@ -40,18 +49,11 @@ def train(cfg, batch_size):
             optimizer.step()
             optimizer.zero_grad()
 
-def peak():
-    if sys.platform != "linux":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    # Linux 的 ru_maxrss 从父进程的峰值算起，VmHWM 只算自己的
-    status = open("/proc/self/status", encoding="ascii").read()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
 values = json.loads(sys.argv[1])
 train(ModelConfig.from_dict({**values, "emb_dim": 32, "vocab_size": 64, "context_length": 8, "num_layers": 1}), 2)
-before = peak()
+before = peak_bytes()
 train(ModelConfig.from_dict(values), int(sys.argv[3]))
-print(peak() - before)
+print(peak_bytes() - before)
 """
 
 
@@ -84,6 +86,16 @@ def test_attention_table_is_counted_only_where_it_is_written_out():
     assert estimate_training_bytes(dropout, 1000, 3, "cuda") == estimate_training_bytes(plain, 1000, 3, "cuda")
 
 
+def test_attention_table_is_about_halved_in_a_long_context():
+    def table(context_length: int) -> int:
+        plain, dropout = (tiny_config(drop_rate=rate, context_length=context_length) for rate in (0.0, 0.1))
+        return estimate_training_bytes(dropout, 1000, 1, "cpu") - estimate_training_bytes(plain, 1000, 1, "cpu")
+
+    assert ATTENTION_BLOCK == BLOCK
+    # 四块查询各与 1、2、3、4 块键相乘，是整张表的 10/16
+    assert table(4 * BLOCK) == 4 * (4 * BLOCK) ** 2 * 10 // 16 * 2 * 3 * 4
+
+
 def test_generation_estimate_by_hand():
     # 2 层的键和值各 4 头 × 8 维，正弦和余弦各 8 维；4 字节一个数
     assert estimate_generation_bytes(tiny_config(), 1000) == 4 * (1000 + 16 * (2 * 2 * 32 + 2 * 8))
@@ -97,7 +109,6 @@ def test_estimate_grows_in_proportion_to_the_batch_and_the_model():
         assert estimate({**MIDDLE, name: 2 * MIDDLE[name]}, 1) > one, name
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows 没有 resource 模块，量不到内存峰值")
 @pytest.mark.parametrize(
     ("changes", "optimizer", "batch_size"),
     [

@@ -11,6 +11,7 @@ from typing import BinaryIO
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from utils import files
 from utils.console import progress_bar
 from utils.data_loader import EpochSampler, WindowDataset, create_dataloader, split_point
 from utils.errors import UserError
@@ -19,7 +20,6 @@ from utils.text_file import TextFile
 from utils.text_utils import Tokenizer, build_tokenizer
 from utils.token_file import TokenFile, create_tokens, open_tokens, write_tokens
 
-CACHE_DIR = Path(__file__).resolve().parent.parent / ".cache"
 # 改了其中任何一个，分词的结果就可能不同，旧的缓存不再算数
 TOKENIZING_CODE = ("corpus.py", "data_loader.py", "text_file.py", "text_utils.py", "token_file.py")
 VOCABULARY_CHARACTERS = 3_000_000  # 训练词表最多用这么多字：再多，词表几乎不变，内存却要涨几百 MB
@@ -42,7 +42,7 @@ class Corpus:
 
     @classmethod
     def from_file(cls, source: TextFile, tokenizer_spec: dict) -> "Corpus":
-        """分过词的文字不再分第二遍：结果缓存在 CACHE_DIR，文字、分词器或分词的代码变了才重做。"""
+        """分过词的文字不再分第二遍：结果缓存在 files.CACHE_DIR，文字、分词器或分词的代码变了才重做。"""
         boundary = split_point(source.num_characters)
         tokens = _load_or_create_tokens(source, tokenizer_spec, boundary)
         train, validate = source.pieces(0, boundary), source.pieces(boundary, source.num_characters)
@@ -88,7 +88,7 @@ class Corpus:
 
 def _load_or_create_tokens(source: TextFile, tokenizer_spec: dict, boundary: int) -> TokenFile:
     key = json.dumps([source.digest, source.encoding, tokenizer_spec], sort_keys=True)
-    path = CACHE_DIR / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.tokens"
+    path = files.CACHE_DIR / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.tokens"
     code = _fingerprint_of_code()
     tokens = open_tokens(path)
     if tokens and tokens.info["code"] == code:

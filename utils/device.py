@@ -1,6 +1,8 @@
 """设备和精度：在哪里算、用几位浮点数算。"""
 
 import contextlib
+import platform
+from pathlib import Path
 
 import psutil
 import torch
@@ -47,6 +49,16 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda（{torch.cuda.get_device_name(device)}）"
     return f"cpu（{torch.get_num_threads()} 线程）" if device.type == "cpu" else device.type
+
+
+def processor_name() -> str:
+    """处理器型号；Linux 之外取系统报告的名字。"""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def available_memory(device: torch.device) -> int:

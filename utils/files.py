@@ -10,6 +10,8 @@ from typing import BinaryIO
 
 from utils.errors import RunError, UserError
 
+CACHE_DIR = Path(__file__).resolve().parent.parent / ".cache"  # 随时可以删掉，用到时再算一遍
+
 
 def check_input_file(path: Path, kind: str, advice: str = "") -> None:
     """path 必须是可读的普通文件；kind 是它在消息里的称呼，如“数据文件”。"""

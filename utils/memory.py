@@ -7,8 +7,9 @@ from typing import Any
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc 的 malloc.h 里的编号
 BYTES_PER_PARAMETER = 16  # float32 的权重 4、梯度 4、AdamW 的两个动量 8
 ACTIVATIONS_PER_LAYER = 16  # 每层为反向传播留下的激活，以 (batch, seq, emb_dim) 为单位，4 倍宽的前馈占一半
+ATTENTION_BLOCK = 128  # 同 model/attention.py 的 BLOCK：一块查询只算它们看得见的那一截
 SCORES_COPIES = 3  # 注意力表的 softmax、dropout 的结果和掩码、反向的梯度；融合内核不写出这张表
-LOGITS_COPIES = 3  # 分数、它的 log-softmax、它的梯度
+LOGITS_COPIES = 3  # 分数、就地变成梯度的 log-softmax、乘上比例的梯度
 
 
 def keep_freed_memory() -> None:
@@ -19,7 +20,7 @@ def keep_freed_memory() -> None:
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TRIM_THRESHOLD, -1)  # 一点也不还
 
 
 def estimate_generation_bytes(cfg: Any, num_parameters: int) -> int:
@@ -36,11 +37,12 @@ def estimate_training_bytes(cfg: Any, num_parameters: int, batch_size: int, devi
 def split_training_bytes(cfg: Any, num_parameters: int, batch_size: int, device_type: str) -> dict[str, int]:
     """{用途: 字节数}。
 
-    CPU 上有 dropout 时注意力照定义计算 (model/attention.py)，要留下每一层 (batch, heads, seq, seq) 的表。
+    CPU 上有 dropout 时注意力照定义分块计算 (model/attention.py)，要留下每一层 (batch, heads, seq, seq) 的表的大半。
     """
     tokens = batch_size * cfg.context_length
     keeps_scores = device_type == "cpu" and cfg.drop_rate > 0 and cfg.num_kv_heads == cfg.num_heads
-    scores = tokens * cfg.context_length * cfg.num_heads * cfg.num_layers * SCORES_COPIES * 4 * keeps_scores
+    visible = (cfg.context_length + min(ATTENTION_BLOCK, cfg.context_length)) / 2  # 一行平均算这么多个
+    scores = round(tokens * visible) * cfg.num_heads * cfg.num_layers * SCORES_COPIES * 4 * keeps_scores
     return {
         "权重": num_parameters * 4,
         "梯度": num_parameters * 4,

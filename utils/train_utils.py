@@ -9,15 +9,14 @@ from itertools import islice
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
+from utils.cross_entropy import IGNORE_INDEX, cross_entropy
 from utils.data_loader import create_dataloader
 from utils.errors import RunError
 from utils.optimizers import learning_rate_factor, set_learning_rate
 from utils.settings import TrainingSettings
 
-IGNORE_INDEX = -100  # 目标为它的位置不计损失
 FINISHING_SECONDS = 3.0  # 训练结束后写样文、画曲线大约要几秒
 FULL_PRECISION = nullcontext()  # 不做混合精度
 MAX_EVAL_TOKENS = 65_536  # 没有指定 --eval_iter 时，每次评估最多看多少个 token
@@ -30,8 +29,7 @@ def calc_loss_batch(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor
 
     inputs, targets: (batch, seq) -> 标量
     """
-    logits = model(inputs)
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX)
+    return cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 
 
 def copy_to(device: torch.device, batch: Batch) -> Batch:
