@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from utils.muon import Muon
 from utils.settings import TrainingSettings
 
 ADAM_BETAS = (0.9, 0.95)
@@ -29,7 +30,7 @@ def build_optimizers(model: nn.Module, settings: TrainingSettings) -> list[torch
         optimizers.append(torch.optim.AdamW(groups, lr=settings.learning_rate, betas=ADAM_BETAS, fused=True))
     if use_muon:
         decay = {"weight_decay": settings.weight_decay, "momentum": MUON_MOMENTUM}
-        optimizers.append(torch.optim.Muon(hidden, lr=settings.muon_learning_rate, **decay))
+        optimizers.append(Muon(hidden, lr=settings.muon_learning_rate, **decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
