@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.measure import ROOT
@@ -14,8 +15,11 @@ from utils.errors import RunError
 ENVIRONMENT = {**os.environ, "PYTHONIOENCODING": "utf-8"}
 
 
-def pretrain(*arguments: object) -> dict:
-    """运行 pretrain.py。-> {"seconds": 整个命令的秒数, "stdout": 全部输出, "records": 日志的各行}"""
+def pretrain(*arguments: object, inspect: Callable[[Path], object] = lambda model_path: None) -> dict:
+    """运行 pretrain.py，再让 inspect 看看模型文件。
+
+    -> {"seconds": 整个命令的秒数, "stdout": 全部输出, "records": 日志的各行, "inspected": inspect 的结果}
+    """
     with tempfile.TemporaryDirectory() as folder:
         model_path = Path(folder) / "model.pth"
         command = [sys.executable, ROOT / "pretrain.py", "--model_path", model_path, *arguments]
@@ -24,7 +28,9 @@ def pretrain(*arguments: object) -> dict:
         seconds = time.perf_counter() - begin
         check(command, done.returncode, done.stderr)
         log = model_path.with_name(model_path.name + ".log.jsonl").read_text(encoding="utf-8")
-    return {"seconds": seconds, "stdout": done.stdout, "records": list(map(json.loads, log.splitlines()))}
+        inspected = inspect(model_path)
+    records = list(map(json.loads, log.splitlines()))
+    return {"seconds": seconds, "stdout": done.stdout, "records": records, "inspected": inspected}
 
 
 def seconds_to_output(command: list[object], after: bytes = b"") -> float:

@@ -1,16 +1,19 @@
-"""质量：给几分钟，pretrain.py 能把模型练到多好。"""
+"""质量：给几分钟，pretrain.py 能把模型练到多好；换一种文字还好不好；压缩权重之后还剩多好。"""
 
 import argparse
 import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 from benchmarks.measure import ROOT, alternate, pooled
 from benchmarks.programs import pretrain
 from benchmarks.tables import spread, table
+from benchmarks.weight_formats import NUM_TOKENS, format_errors
+from utils.compact_weights import FORMATS
 
-BEST_LINE = re.compile(r"Best validate loss .*?([\d.]+) nats/char")
+BEST_LINE = re.compile(r"Best validate loss .*?([\d.]+) nats/char, ([\d.]+) bits/byte")
 
 
 @dataclass(frozen=True)
@@ -19,36 +22,62 @@ class Trial:
     minutes: float
 
 
-FULL = (Trial(ROOT / "configs/pocket_config_3M.json", 2), Trial(ROOT / "configs/pocket_config_5M.json", 10))
+PLAIN = ROOT / "benchmarks/plain_config.json"
+FULL = (
+    Trial(PLAIN, 2),
+    Trial(ROOT / "configs/pocket_config_3M.json", 2),
+    Trial(ROOT / "configs/pocket_config_5M.json", 10),
+)
 QUICK = (Trial(ROOT / "benchmarks/tiny_config.json", 0.01),)
 
 
 def run(args: argparse.Namespace) -> str:
-    trials = QUICK if args.quick else FULL
+    corpora = [path for path in (args.corpus, args.other_corpus) if path]
     variants = {
-        f"`{trial.config.name}`，{trial.minutes} 分钟": partial(train, trial.config, args.corpus, trial.minutes)
-        for trial in trials
+        f"{corpus.name}，`{trial.config.name}`，{trial.minutes} 分钟": partial(train, trial, corpus)
+        for corpus in corpora
+        for trial in (QUICK if args.quick else FULL)
     }
     results = alternate(variants, args.rounds)
-    characters = len(args.corpus.read_text(encoding="utf-8", errors="replace"))
+    sizes = "，".join(f"{path.name} {len(path.read_text(encoding='utf-8', errors='replace')):,} 字" for path in corpora)
     introduction = (
-        f"`pretrain.py --config 配置 --max_minutes 分钟`，语料 {args.corpus.name}（{characters:,} 字），"
-        f"轮流进行，各 {args.rounds} 轮，中位数（最小–最大）；各轮的种子相同，不同的只是同样的时间里走了几步。"
-        "秒数是整个命令，token/s 按训练的时间计，途中的评估在内；损失在语料最后的一成上。"
+        f"`pretrain.py --config 配置 --max_minutes 分钟`，语料：{sizes}；轮流进行，各 {args.rounds} 轮，"
+        "中位数（最小–最大）。"
+        "各轮的种子相同，不同的只是同样的时间里走了几步。秒数是整个命令，token/s 按训练的时间计，途中的评估在内；"
+        f"损失在语料最后的一成上。`{PLAIN.name}` 是对照：原样的 GPT-2 结构，4 层 × 128，AdamW，同样的词表。"
     )
-    columns = ("seconds", "steps", "tokens_per_second", "nats")
+    columns = ("seconds", "steps", "tokens_per_second", "nats", "bits")
     rows = [[name, *(spread(pooled(runs, column)) for column in columns)] for name, runs in results.items()]
-    header = ["配置", "整个命令（秒）", "步数", "token/s", "验证损失（nat/字）"]
-    return f"{introduction}\n\n{table(header, rows)}"
+    header = ["语料，配置", "整个命令（秒）", "步数", "token/s", "验证损失（nat/字）", "bit/字节"]
+    formats = (
+        f"这些模型换成 generate.py 的各种权重格式，一次读一个 token，在验证部分开头的 {NUM_TOKENS:,} 个 token 上，"
+        "验证损失相对 float32 的变化，括号里是分数的最大误差与最大分数之比："
+    )
+    return "\n\n".join([introduction, table(header, rows), formats, format_table(results)])
 
 
-def train(config: Path, corpus: Path, minutes: float) -> dict:
+def format_table(results: dict[str, list[dict]]) -> str:
+    rows = []
+    for name, runs in results.items():
+        cells = []
+        for number_format in FORMATS:
+            loss, logits = (median(run["formats"][number_format][key] for run in runs) for key in ("loss", "logits"))
+            cells.append(f"{loss:+.3f} %（{logits:.2f} %）")
+        rows.append([name, *cells])
+    return table(["语料，配置", *FORMATS], rows)
+
+
+def train(trial: Trial, corpus: Path) -> dict:
     """运行一次命令。"""
-    finished = pretrain("--config", config, "--data_path", corpus, "--max_minutes", minutes)
+    arguments = ("--config", trial.config, "--data_path", corpus, "--max_minutes", trial.minutes)
+    finished = pretrain(*arguments, inspect=partial(format_errors, corpus=corpus))
     last = finished["records"][-1]
+    nats, bits = map(float, BEST_LINE.search(finished["stdout"]).groups())
     return {
         "seconds": finished["seconds"],
         "steps": last["step"],
         "tokens_per_second": last["tokens"] / last["seconds"],
-        "nats": float(BEST_LINE.search(finished["stdout"])[1]),
+        "nats": nats,
+        "bits": bits,
+        "formats": finished["inspected"],
     }

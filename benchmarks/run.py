@@ -49,6 +49,7 @@ def parse_args() -> argparse.Namespace:
     add("sections", nargs="*", type=cli.one_of(*SECTIONS), metavar="节", help=f"量哪几节：{names}（默认全部）")
     add("--rounds", type=cli.positive_int, default=3, help="每个对象轮流量几轮（默认 %(default)s）")
     add("--corpus", type=cli.file_path, default=ROOT / "data/西游记.txt", help="训练用的语料（默认 data/西游记.txt）")
+    add("--other_corpus", type=cli.file_path, help="quality 一节再用它训练一遍：没有为它调过参数（默认不用）")
     add("--data_mb", type=cli.positive_int, help="data 一节的语料有多少 MB（默认 1000）")
     add("--readme", type=cli.file_path, default=ROOT / "benchmarks/README.md", help="写进哪个文件的标记之间")
     add("--quick", action="store_true", help="用极小的模型走一遍，只为检查这个程序本身（默认不用）")
@@ -70,7 +71,8 @@ def check_before_start(args: argparse.Namespace, sections: list[Section]) -> Non
     """几十分钟之后才会碰到的错误，现在就查出来。"""
     if any(section.needs_peer for section in sections):
         peer.require()
-    check_input_file(args.corpus, "语料")
+    for path in filter(None, (args.corpus, args.other_corpus)):
+        check_input_file(path, "语料")
     text = read_readme(args.readme)
     for section in sections:
         find_region(args.readme, text, section.title)

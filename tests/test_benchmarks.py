@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import data_size, generation, peer, run, scale, tables, train_step, weights
+from benchmarks import data_size, generation, peer, quality, run, scale, tables, train_step, weights
 from benchmarks.measure import alternate, in_new_process, pooled
 from conftest import ROOT, tiny_config
 from conftest import run as run_program
+from model.config import ModelConfig
 from model.language_model import LanguageModel
+from utils.config_file import read_config
 from utils.errors import RunError, UserError
 from utils.settings import TrainingSettings
 from utils.train_utils import calc_loss_batch
@@ -173,14 +175,23 @@ def test_training_programs_are_measured_from_the_command_line(tmp_path, corpus_t
     copy, corpus = tmp_path / "README.md", tmp_path / "corpus.txt"
     shutil.copy(README, copy)
     corpus.write_text(corpus_text, encoding="utf-8")
-    arguments = ["--quick", "--rounds", 1, "--corpus", corpus, "--readme", copy]
+    other = shutil.copy(corpus, tmp_path / "other.txt")
+    arguments = ["--quick", "--rounds", 1, "--corpus", corpus, "--other_corpus", other, "--readme", copy]
     result = run_program("benchmarks/run.py", "precision", "quality", *arguments, cwd=tmp_path)
     assert result.code == 0, result.stderr
-    precision, quality = read_tables(result.stdout)
+    precision, trials, formats = read_tables(result.stdout)
     assert [row[0] for row in precision] == ["0", "1", "2"]
     full, half, difference = (float(re.match(r"[+-]?[\d.]+", cell)[0]) for cell in precision[-1][4:7])
     assert difference == pytest.approx(half - full, abs=2e-4)
-    assert first_number(quality[0][2]) >= 1
+    assert first_number(trials[0][2]) >= 1
+    assert trials[0][0].startswith("corpus.txt") and trials[1][0].startswith("other.txt")
+    errors = [float(re.match(r"[+-]\d+\.\d+", cell)[0]) for row in formats for cell in row[1:]]
+    assert len(errors) == 2 * 3 and max(map(abs, errors)) < 0.5  # 百分之几
+
+
+def test_plain_baseline_is_a_valid_config():
+    file = read_config(quality.PLAIN, ModelConfig.from_dict)
+    assert file.model.position == "learned" and file.training["batch_size"] == 12
 
 
 def test_shipped_page_has_every_marker():
