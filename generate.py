@@ -16,6 +16,7 @@ from utils.config_file import ConfigFile, read_config
 from utils.errors import UserError, run_program
 
 DTYPES = "auto | float32 | float16 | bfloat16"
+WEIGHT_BYTES = {"float16": 2, "bfloat16": 2, "int8": 1}  # 其余是 4；auto 按 4 估计
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,11 +50,14 @@ def main() -> None:
         from utils.generation import Sampling
 
     device = choose_device(args.device)
-    if args.quantize and (device.type != "cpu" or args.dtype != "auto"):
-        raise UserError("--quantize", "只用在 CPU 上，也不能再给 --dtype", "去掉其中一个，或加 --device cpu。")
+    if args.quantize and args.dtype != "auto":
+        raise UserError("--quantize", "不能与 --dtype 同时给出", "去掉其中一个。")
+    if args.quantize and device.type != "cpu":
+        raise UserError("--quantize", f"只用在 CPU 上，这里会用 {device.type.upper()}", "加 --device cpu，或去掉它。")
     checked.result()
-    model, tokenizer = load(args.model_path, config)
-    model = to_device(model.eval(), device, args.quantize or args.dtype)
+    number_format = args.quantize or args.dtype
+    model, tokenizer = load(args.model_path, config, WEIGHT_BYTES.get(number_format, 4))
+    model = to_device(model.eval(), device, number_format)
     top_k = args.top_k
     if top_k is not None and top_k > tokenizer.vocab_size:
         print(f"提示：--top_k 已降为词表大小 {tokenizer.vocab_size}", file=sys.stderr)
@@ -74,8 +78,8 @@ def main() -> None:
         talk(answer)
 
 
-def load(model_path: Path, config: ConfigFile | None):
-    """-> (模型, 分词器)；模型文件已经过 check_archive。
+def load(model_path: Path, config: ConfigFile | None, bytes_per_weight: int = 4):
+    """-> (模型, 分词器)；模型文件已经过 check_archive。bytes_per_weight 是将要用的格式一个权重占几个字节。
 
     它说明了自己就以它为准，--config 只能与它一致；否则必须给 --config。
     """
@@ -102,13 +106,13 @@ def load(model_path: Path, config: ConfigFile | None):
         raise UserError(file.path, f"vocab_size={cfg.vocab_size} 小于分词器词表 {tokenizer.vocab_size}")
     config_name = config.path if config else "它记录的配置"
     check_config(file, cfg, config_name)
-    needed = estimate_generation_bytes(cfg, sum(count_parameters(cfg).values()))
+    needed = estimate_generation_bytes(cfg, sum(count_parameters(cfg).values()), bytes_per_weight)
     check_memory(needed, torch.device("cpu"), "换一个更小的模型。")
     return build_model(lambda: LanguageModel(cfg), file, config_name), tokenizer
 
 
 def to_device(model, device, number_format: str):
-    """把模型搬到设备上，换成要用的数的格式。CPU 上只压缩权重，算的时候仍是 float32；auto 挑这台机器上最快的。"""
+    """把模型搬到设备上，换成要用的数的格式。CPU 上只换线性层的权重；auto 挑这台机器上最快的，别的设备用 float32。"""
     import torch
 
     if device.type != "cpu":

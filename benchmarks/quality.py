@@ -44,13 +44,13 @@ def run(args: argparse.Namespace) -> str:
         f"`pretrain.py --config 配置 --max_minutes 分钟`，语料：{sizes}；轮流进行，各 {args.rounds} 轮，"
         "中位数（最小–最大）。"
         "各轮的种子相同，不同的只是同样的时间里走了几步。秒数是整个命令，token/s 按训练的时间计，途中的评估在内；"
-        f"损失在语料最后的一成上。`{PLAIN.name}` 是对照：原样的 GPT-2 结构，4 层 × 128，AdamW，同样的词表。"
+        f"损失在语料最后的一成上。`{PLAIN.name}` 是对照：GPT-2 的位置、归一化和激活，4 层 × 128，AdamW，同样大的词表。"
     )
     columns = ("seconds", "steps", "tokens_per_second", "nats", "bits")
     rows = [[name, *(spread(pooled(runs, column)) for column in columns)] for name, runs in results.items()]
     header = ["语料，配置", "整个命令（秒）", "步数", "token/s", "验证损失（nat/字）", "bit/字节"]
     formats = (
-        f"这些模型换成 generate.py 的各种权重格式，一次读一个 token，在验证部分开头的 {NUM_TOKENS:,} 个 token 上，"
+        f"这些模型换成 generate.py 的各种权重格式，一次读一个 token，在验证部分开头的约 {NUM_TOKENS:,} 个 token 上，"
         "验证损失相对 float32 的变化，括号里是分数的最大误差与最大分数之比："
     )
     return "\n\n".join([introduction, table(header, rows), formats, format_table(results)])

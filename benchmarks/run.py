@@ -49,7 +49,7 @@ def parse_args() -> argparse.Namespace:
     add("sections", nargs="*", type=cli.one_of(*SECTIONS), metavar="节", help=f"量哪几节：{names}（默认全部）")
     add("--rounds", type=cli.positive_int, default=3, help="每个对象轮流量几轮（默认 %(default)s）")
     add("--corpus", type=cli.file_path, default=ROOT / "data/西游记.txt", help="训练用的语料（默认 data/西游记.txt）")
-    add("--other_corpus", type=cli.file_path, help="quality 一节再用它训练一遍：没有为它调过参数（默认不用）")
+    add("--other_corpus", type=cli.file_path, help="另一份没有为它调过参数的语料，quality 一节也在上面训练（默认不用）")
     add("--data_mb", type=cli.positive_int, help="data 一节的语料有多少 MB（默认 1000）")
     add("--readme", type=cli.file_path, default=ROOT / "benchmarks/README.md", help="写进哪个文件的标记之间")
     add("--quick", action="store_true", help="用极小的模型走一遍，只为检查这个程序本身（默认不用）")

@@ -68,6 +68,37 @@ def test_blocks_equal_the_definition_in_outputs_and_gradients(seq):
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_dropout_in_blocks_keeps_the_mean_and_changes_with_every_call():
+    queries, keys, values = torch.randn(3, 1, 2, BLOCK + 40, 8)
+    expected = attention_by_definition(queries, keys, values)
+    samples = torch.stack([attention_in_blocks(queries, keys, values, 0.2) for _ in range(400)])
+    assert not torch.equal(samples[0], samples[1])
+    error = samples.std(dim=0) / 20 + 1e-6  # 400 次的均值的标准误
+    assert ((samples.mean(dim=0) - expected) / error).abs().max() < 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_long_training_sequences_equal_the_fused_kernel(dtype):
+    """训练时 bfloat16 走分块的定义，评估时 float32 走融合内核，两者相符。"""
+    cfg = tiny_config(context_length=2 * BLOCK + 7)
+    attention, x = MultiHeadAttention(cfg, layer=0).train(), torch.randn(2, 2 * BLOCK + 7, cfg.emb_dim)
+    expected = attention(x, LearnedPosition(cfg))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        result = attention(x, LearnedPosition(cfg))
+    torch.testing.assert_close(result.float(), expected, atol=1e-6 if dtype == torch.float32 else 2e-2, rtol=0)
+
+
+def test_bfloat16_cache_stays_close_to_float32():
+    cfg = tiny_config()
+    attention, x = MultiHeadAttention(cfg, layer=0), torch.randn(1, 9, cfg.emb_dim)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # 像 BFloat16Linear 那样，输出层自己转换精度
+        cache, outputs = KVCache(cfg, batch_size=1, dtype=torch.bfloat16), []
+        for part in x.split([4, 1, 3, 1], dim=1):
+            outputs.append(attention(part, LearnedPosition(cfg), cache))
+            cache.length += part.shape[1]
+    torch.testing.assert_close(torch.cat(outputs, dim=1).float(), attention(x, LearnedPosition(cfg)), atol=2e-2, rtol=0)
+
+
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 def test_module_equals_definition_with_shared_key_heads(num_kv_heads):
     cfg = tiny_config(num_kv_heads=num_kv_heads)

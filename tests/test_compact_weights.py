@@ -9,7 +9,7 @@ from conftest import tiny_config
 from model.language_model import LanguageModel
 from utils.compact_weights import FORMATS, Float16Linear, Int8Linear, compact_weights
 
-TOLERANCES = {"float16": 2e-3, "bfloat16": 2e-2, "int8": 3e-2}  # 分数的最大误差 / 最大的分数
+TOLERANCES = {"float16": 2e-3, "bfloat16": 2e-2, "int8": 5e-2}  # 分数的最大误差 / 最大的分数
 
 
 def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:
@@ -56,7 +56,13 @@ def test_a_row_beyond_the_range_of_float16_is_computed_in_float32():
 
 
 def build(**changes) -> LanguageModel:
-    return LanguageModel(tiny_config(**changes)).eval()
+    """权重放大十倍：分数拉得开，误差才会影响损失。"""
+    model = LanguageModel(tiny_config(**changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter *= 10
+    return model
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -71,9 +77,10 @@ def test_logits_and_loss_stay_within_tolerance(name, changes):
         steps = torch.cat([model.next_logits(token_ids[:, [i]], cache) for i in range(12)])
     assert relative_error(whole, expected) < TOLERANCES[name]
     assert relative_error(steps, expected[0]) < TOLERANCES[name]
-    targets = torch.randint(0, 300, (12,))
+    targets = expected[0].argmax(dim=-1)  # 像训练过的模型那样，多半猜得对
     losses = [F.cross_entropy(logits, targets).item() for logits in (expected[0], steps)]
-    assert losses[1] == pytest.approx(losses[0], rel=0.005)
+    assert losses[0] < 4  # 没学过的模型约 5.7
+    assert losses[1] == pytest.approx(losses[0], rel=0.005, abs=0.005)
 
 
 def test_every_linear_is_replaced_and_the_embedding_is_not():

@@ -37,6 +37,20 @@ def test_gradient_survives_a_nearly_certain_answer_in_bfloat16():
     assert gradient[0, 0].item() == pytest.approx(-3 * 3.354e-4, rel=0.01)
 
 
+def test_ignored_rows_do_not_matter_whatever_they_hold():
+    logits, targets = torch.randn(3, 5), torch.tensor([2, IGNORE_INDEX, IGNORE_INDEX])
+    expected_loss, expected_gradient = loss_and_gradient(cross_entropy, logits[:1], targets[:1])
+    logits[1], logits[2, 0] = torch.nan, -torch.inf
+    loss, gradient = loss_and_gradient(cross_entropy, logits, targets)
+    assert loss == expected_loss and torch.equal(gradient[:1], expected_gradient) and not gradient[1:].any()
+
+
+def test_nothing_to_learn_is_zero_loss_and_zero_gradient():
+    """累积梯度时，一个小批可能恰好一个目标也没有。"""
+    loss, gradient = loss_and_gradient(cross_entropy, torch.randn(2, 5), torch.full((2,), IGNORE_INDEX))
+    assert loss == 0 and not gradient.any()
+
+
 def test_extreme_logits_stay_finite():
     logits = torch.tensor([[1e4, -1e4, 0.0]])
     loss, gradient = loss_and_gradient(cross_entropy, logits, torch.tensor([1]))

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from conftest import run, tiny_config, write_config
 from model.language_model import LanguageModel
-from utils.data_loader import WindowDataset, create_dataloader
+from utils.cross_entropy import IGNORE_INDEX, cross_entropy
+from utils.data_loader import EpochSampler, WindowDataset, create_dataloader
+from utils.device import choose_device
 from utils.optimizers import build_optimizers
 from utils.settings import TrainingSettings
-from utils.train_utils import copy_to
+from utils.train_utils import Trainer, copy_to
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="没有 CUDA 显卡")
 CUDA = torch.device("cuda")
@@ -37,6 +40,35 @@ def test_batches_are_pinned_and_copied_asynchronously():
     batch = next(iter(loader))
     assert all(tensor.is_pinned() for tensor in batch)
     assert all(tensor.device.type == "cuda" for tensor in copy_to(CUDA, batch))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_one_training_step_follows_the_cpu(optimizer, compiled):
+    losses = {}
+    for device in (torch.device("cpu"), CUDA):
+        torch.manual_seed(0)
+        settings = TrainingSettings(batch_size=4, optimizer=optimizer, learning_rate=0.01)
+        model = LanguageModel(tiny_config()).to(device)
+        if compiled and device == CUDA:
+            model.compile()
+        loader = create_dataloader(WindowDataset(torch.arange(65, dtype=torch.int32), 16, 16), 4, EpochSampler(4, 1))
+        trainer = Trainer(model, build_optimizers(model, settings), loader, loader, settings)
+        losses[device.type] = [trainer._train_step(list(loader), progress=0.0) for _ in range(5)]
+    assert losses["cuda"] == pytest.approx(losses["cpu"], abs=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cross_entropy_equals_the_reference(dtype):
+    logits, targets = torch.randn(6, 300, device=CUDA, dtype=dtype), torch.randint(300, (6,), device=CUDA)
+    targets[2] = IGNORE_INDEX
+    expected = F.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX)
+    torch.testing.assert_close(cross_entropy(logits, targets), expected)
+
+
+def test_float32_may_use_tf32():
+    choose_device("cuda")
+    assert torch.get_float32_matmul_precision() == "high"
 
 
 def test_adamw_is_fused():

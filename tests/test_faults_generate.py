@@ -116,6 +116,19 @@ def test_bad_argument_is_named_with_its_value(tmp_path, case):
     assert_refused(tmp_path, args, *parts)
 
 
+def test_quantizing_is_refused_on_a_gpu(tmp_path, monkeypatch):
+    """假装有显卡：只看是否拒绝，没有真的用到它。"""
+    code = (
+        "import runpy, sys, torch; sys.argv.pop(0); torch.cuda.is_available = lambda: True;"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, ROOT / "generate.py", "--device", "cuda", "--quantize", "int8"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "错误：--quantize：只用在 CPU 上，这里会用 CUDA。加 --device cpu，或去掉它。\n"
+
+
 def test_absent_device_is_refused(tmp_path):
     parts = ("--device", "未检测到可用的 CUDA", "--device cpu", "--device auto")
     assert_refused(tmp_path, ["--device", "cuda"], *parts, env={"CUDA_VISIBLE_DEVICES": ""})

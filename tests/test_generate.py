@@ -101,5 +101,5 @@ def test_matching_config_is_accepted(trained):
 def test_help_names_every_flag():
     result = run("generate.py", "--help", cwd=ROOT)
     flags = """config model_path max_new_tokens temperature top_k top_p repetition_penalty prompt num_samples seed
-    device dtype""".split()
+    device dtype quantize""".split()
     assert result.code == 0 and all(f"--{flag} " in result.stdout for flag in flags)

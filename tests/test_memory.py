@@ -32,7 +32,6 @@ MEASURE = """
 import json, sys
 import torch
 from benchmarks.machine import peak_bytes
-from model.attention import BLOCK
 from model.config import ModelConfig
 from model.language_model import LanguageModel
 from utils.optimizers import build_optimizers
@@ -99,6 +98,7 @@ def test_attention_table_is_about_halved_in_a_long_context():
 def test_generation_estimate_by_hand():
     # 2 层的键和值各 4 头 × 8 维，正弦和余弦各 8 维；4 字节一个数
     assert estimate_generation_bytes(tiny_config(), 1000) == 4 * (1000 + 16 * (2 * 2 * 32 + 2 * 8))
+    assert estimate_generation_bytes(tiny_config(), 1000, 1) == 1000 + 4 * 16 * (2 * 2 * 32 + 2 * 8)
     assert estimate_generation_bytes(tiny_config(num_kv_heads=1), 0) == 4 * 16 * (2 * 2 * 8 + 2 * 8)
 
 

@@ -8,13 +8,13 @@ from torch.nn import functional as F
 
 from conftest import tiny_config
 from model.language_model import LanguageModel
+from utils.cross_entropy import IGNORE_INDEX
 from utils.data_loader import EpochSampler, WindowDataset, create_dataloader
 from utils.errors import RunError
 from utils.optimizers import build_optimizers
 from utils.settings import TrainingSettings
 from utils.train_utils import (
     FINISHING_SECONDS,
-    IGNORE_INDEX,
     Budget,
     Trainer,
     calc_loss_batch,

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 
 from conftest import tiny_config
 from model.language_model import LanguageModel
@@ -20,12 +19,12 @@ def model(monkeypatch) -> LanguageModel:
     return LanguageModel(tiny_config())
 
 
-def pretend(monkeypatch, seconds: dict[str, float]) -> list[torch.Tensor]:
-    """让测量给出指定的结果；返回测量时用的矩阵。"""
+def pretend(monkeypatch, seconds: dict[str, float]) -> list[LanguageModel]:
+    """让测量给出指定的结果；返回量过的模型。"""
     measured = []
 
-    def fake(weight):
-        measured.append(weight)
+    def fake(model):
+        measured.append(model)
         return seconds
 
     monkeypatch.setattr(weight_speed, "measure", fake)
@@ -42,17 +41,24 @@ def test_fastest_wins_but_only_by_a_clear_margin():
 
 
 def test_every_candidate_is_measured():
-    seconds = measure(torch.randn(100, 16))
+    seconds = measure(LanguageModel(tiny_config()))
     assert set(seconds) == set(CANDIDATES) and all(value > 0 for value in seconds.values())
 
 
-def test_largest_matrix_is_measured_once_and_the_choice_remembered(model, monkeypatch):
+def test_model_is_measured_once_and_the_choice_remembered(model, monkeypatch):
     measured = pretend(monkeypatch, SECONDS)
     assert [fastest_format(model) for _ in range(3)] == ["bfloat16"] * 3
-    assert [weight.shape for weight in measured] == [model.out_head.weight.shape]
+    assert measured == [model]
     assert list(json.loads((files.CACHE_DIR / "weight_format.json").read_text(encoding="utf-8")).values()) == [
         "bfloat16"
     ]
+
+
+def test_another_size_of_model_is_measured_again(model, monkeypatch):
+    measured = pretend(monkeypatch, SECONDS)
+    other = LanguageModel(tiny_config(num_layers=1))
+    assert [fastest_format(item) for item in (model, other, model)] == ["bfloat16"] * 3
+    assert measured == [model, other]
 
 
 def test_another_machine_measures_again(model, monkeypatch):
@@ -74,7 +80,7 @@ def test_unknown_remembered_format_is_measured_again(model, monkeypatch):
     pretend(monkeypatch, SECONDS)
     fastest_format(model)
     path = files.CACHE_DIR / "weight_format.json"
-    path.write_text(path.read_text(encoding="utf-8").replace("bfloat16", "float8"), encoding="utf-8")
+    path.write_text(json.dumps(dict.fromkeys(remembered(), "float8")), encoding="utf-8")
     assert fastest_format(model) == "bfloat16"
 
 
@@ -86,5 +92,5 @@ def test_place_that_cannot_be_written_does_not_matter(model, monkeypatch, tmp_pa
 
 
 def test_small_models_stay_float32_without_measuring(monkeypatch):
-    assert pretend(monkeypatch, SECONDS) == []
-    assert fastest_format(LanguageModel(tiny_config())) == "float32"
+    measured = pretend(monkeypatch, SECONDS)
+    assert fastest_format(LanguageModel(tiny_config())) == "float32" and measured == []

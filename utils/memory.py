@@ -19,14 +19,14 @@ def keep_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        _ = mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 32 << 20)  # 旧的 glibc 最多到 32 MB
         mallopt(M_TRIM_THRESHOLD, -1)  # 一点也不还
 
 
-def estimate_generation_bytes(cfg: Any, num_parameters: int) -> int:
-    """生成时的内存（字节）：float32 的权重、KV 缓存、RoPE 的正弦和余弦。"""
+def estimate_generation_bytes(cfg: Any, num_parameters: int, bytes_per_weight: int = 4) -> int:
+    """生成时的内存（字节）：权重，以及 float32 的 KV 缓存、RoPE 的正弦和余弦。"""
     cached = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim + 2 * cfg.head_dim
-    return 4 * (num_parameters + cfg.context_length * cached)
+    return bytes_per_weight * num_parameters + 4 * cfg.context_length * cached
 
 
 def estimate_training_bytes(cfg: Any, num_parameters: int, batch_size: int, device_type: str = "cuda") -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # 牛顿-舒尔茨迭代的五次多项式 ax + bx³ + cx⁵
 ITERATIONS = 5
 EPS = 1e-7
+BATCH_ELEMENTS = 1 << 24  # 一批最多这么多个数：大矩阵叠在一起不会更快，只多占内存
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -27,7 +28,10 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """数值等于 torch.optim.Muon；它一个矩阵一个矩阵地算，这里把形状相同的叠成一批，小模型上快一倍多。"""
+    """数值等于 torch.optim.Muon；它一个矩阵一个矩阵地算，这里把形状相同的叠成一批，小模型上快一倍多。
+
+    高的矩阵步长乘 √(rows/cols)：输出的维数多，每一维才走得与方阵一样远。
+    """
 
     def __init__(self, params, lr: float, weight_decay: float, momentum: float):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
@@ -40,13 +44,19 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     by_shape[parameter.shape].append(parameter)
             for (rows, cols), parameters in by_shape.items():
-                updates = torch.stack([self._accelerate(parameter, group["momentum"]) for parameter in parameters])
                 learning_rate = group["lr"] * math.sqrt(max(1, rows / cols))
-                for parameter, update in zip(parameters, orthogonalize(updates), strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-learning_rate)
+                count = max(1, BATCH_ELEMENTS // (rows * cols))
+                for start in range(0, len(parameters), count):
+                    self._update(parameters[start : start + count], group, learning_rate)
+
+    def _update(self, parameters: list[Tensor], group: dict, learning_rate: float) -> None:
+        """更新一批形状相同的矩阵。"""
+        updates = torch.stack([self._accelerate(parameter, group["momentum"]) for parameter in parameters])
+        for parameter, update in zip(parameters, orthogonalize(updates), strict=True):
+            parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-learning_rate)
 
     def _accelerate(self, parameter: Tensor, momentum: float) -> Tensor:
-        """更新动量 m ← μm + (1-μ)g，返回 Nesterov 的 μm + (1-μ)g。"""
+        """更新动量 m ← μm + (1-μ)g，再照 Nesterov 的办法往前多看一步，返回 μm + (1-μ)g（用新的 m）。"""
         state = self.state[parameter]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)

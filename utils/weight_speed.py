@@ -12,39 +12,45 @@ from utils.compact_weights import FORMATS
 from utils.device import processor_name
 from utils.errors import RunError
 
-MIN_PARAMETERS = 10_000_000  # 再小的模型，权重本来就放得进处理器的缓存，读它不花多少时间
+MIN_PARAMETERS = 10_000_000  # 再小的模型，算一个 token 本来就快，省下的时间不值得多一点误差
 CANDIDATES = ("float32", "float16", "bfloat16")  # int8 的误差大一些，要用户自己点名
 WORTHWHILE = 0.9  # 至少要省一成时间，才值得不用 float32
-SLICE_ELEMENTS, NUM_SLICES = 1 << 21, 8  # 轮流读 8 块、共一千六百万个数，缓存里放不下
-REPEATS = 5
+MEASURED_WEIGHTS = 16_000_000  # 拿模型自己的这么多个权重来量
+REPEATS = 4
 
 
 def fastest_format(model: nn.Module) -> str:
-    """CANDIDATES 里最快的一种。量得的结果记在 CACHE_DIR，同一台机器上每次都用同一种，生成的文字才能重现。"""
-    if sum(parameter.numel() for parameter in model.parameters()) < MIN_PARAMETERS:
+    """CANDIDATES 里最快的一种。结果按机器和模型大小记在 CACHE_DIR：每次都用同一种，同一个种子才写出同样的文字。"""
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    if num_parameters < MIN_PARAMETERS:
         return "float32"
     path = files.CACHE_DIR / "weight_format.json"
-    machine = f"{processor_name()}，{torch.get_num_threads()} 线程，torch {torch.__version__}"
+    threads = f"{torch.get_num_threads()} 线程"
+    key = f"{processor_name()}，{threads}，torch {torch.__version__}，{num_parameters:,} 个参数"
     remembered = _read(path)
-    if remembered.get(machine) not in CANDIDATES:
-        largest = max((m for m in model.modules() if isinstance(m, nn.Linear)), key=lambda m: m.weight.numel())
-        remembered[machine] = choose(measure(largest.weight.detach()))
+    if remembered.get(key) not in CANDIDATES:
+        remembered[key] = choose(measure(model))
         _write(path, remembered)
-    return remembered[machine]
+    return remembered[key]
 
 
 @torch.inference_mode()
-def measure(weight: torch.Tensor) -> dict[str, float]:
-    """用 weight (out_features, in_features) 的几块量各种格式算一行的时间。-> {格式: 秒}"""
-    rows = max(1, SLICE_ELEMENTS // weight.shape[1])
-    linears = [_linear(block) for block in weight.split(rows)[:NUM_SLICES]]
+def measure(model: nn.Module) -> dict[str, float]:
+    """用模型前面的线性层量各种格式算一行的时间。-> {格式: 秒}"""
+    linears, num_weights = [], 0
+    for linear in (module for module in model.modules() if isinstance(module, nn.Linear)):
+        linears.append(linear)
+        num_weights += linear.weight.numel()
+        if num_weights >= MEASURED_WEIGHTS:
+            break
     layers = {name: [FORMATS[name](linear) for linear in linears] for name in CANDIDATES if name in FORMATS}
     layers["float32"] = linears
-    x, seconds = torch.ones(1, weight.shape[1]), {}
+    inputs = {width: torch.ones(1, width) for width in {linear.in_features for linear in linears}}
+    seconds = {}
     for name in CANDIDATES * REPEATS:
         begin = time.perf_counter()
-        for layer in layers[name]:
-            layer(x)
+        for linear, layer in zip(linears, layers[name], strict=True):
+            layer(inputs[linear.in_features])
         seconds[name] = min(seconds.get(name, float("inf")), time.perf_counter() - begin)
     return seconds
 
@@ -53,12 +59,6 @@ def choose(seconds: dict[str, float]) -> str:
     """最快的一种；比 float32 快得不明显就用 float32。"""
     fastest = min(seconds, key=seconds.get)
     return fastest if seconds[fastest] < WORTHWHILE * seconds["float32"] else "float32"
-
-
-def _linear(weight: torch.Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    return linear
 
 
 def _read(path: Path) -> dict:
