@@ -15,8 +15,8 @@ from utils.errors import RunError
 MIN_PARAMETERS = 10_000_000  # 再小的模型，算一个 token 本来就快，省下的时间不值得多一点误差
 CANDIDATES = ("float32", "float16", "bfloat16")  # int8 的误差大一些，要用户自己点名
 WORTHWHILE = 0.9  # 至少要省一成时间，才值得不用 float32
-MEASURED_WEIGHTS = 16_000_000  # 拿模型自己的这么多个权重来量
-REPEATS = 4
+MEASURED_WEIGHTS = 64_000_000  # 拿模型自己的这么多个权重来量，缓存里多半放不下
+REPEATS = 5
 
 
 def fastest_format(model: nn.Module) -> str:
@@ -36,9 +36,9 @@ def fastest_format(model: nn.Module) -> str:
 
 @torch.inference_mode()
 def measure(model: nn.Module) -> dict[str, float]:
-    """用模型前面的线性层量各种格式算一行的时间。-> {格式: 秒}"""
+    """从输出层往回取够权重，量各种格式各算一行的时间。-> {格式: 秒}"""
     linears, num_weights = [], 0
-    for linear in (module for module in model.modules() if isinstance(module, nn.Linear)):
+    for linear in (module for module in reversed(list(model.modules())) if isinstance(module, nn.Linear)):
         linears.append(linear)
         num_weights += linear.weight.numel()
         if num_weights >= MEASURED_WEIGHTS:
