@@ -11,7 +11,7 @@ from model.dropout import dropout
 from model.kv_cache import KVCache
 from model.layer_norm import EPS
 
-BLOCK = 128  # 再小，矩阵太碎；再大，白算的多。64 到 256 之间快慢差不多
+BLOCK = 128  # 再小，矩阵太碎；再大，白算的多；量过 128 与 256，快慢差不多，128 省内存
 
 
 def causal_mask(num_queries: int, num_keys: int, device: torch.device | None = None) -> Tensor:
