@@ -9,7 +9,7 @@ from torch import Tensor
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # 牛顿-舒尔茨迭代的五次多项式 ax + bx³ + cx⁵
 ITERATIONS = 5
 EPS = 1e-7
-BATCH_ELEMENTS = 1 << 24  # 一批最多这么多个数：大矩阵叠在一起不会更快，只多占内存
+BATCH_ELEMENTS = 1 << 24  # 一批最多这么多个数，免得大模型叠在一起占去几 GB 内存
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
