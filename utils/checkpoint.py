@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from utils.archive import NOT_A_MODEL, check_archive
+from utils.archive import NOT_A_MODEL, check_archive, write_sealed
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.text_utils import Tokenizer, load_gpt2_tokenizer
@@ -20,17 +21,41 @@ WEIGHT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, to
 
 @dataclass(frozen=True)
 class ModelFile:
-    """模型文件的内容。没有自述的文件（只有权重）config 和 tokenizer 为 None。"""
+    """模型文件的内容。没有自述的文件（只有权重）后三项为 None。"""
 
     path: Path
     weights: dict[str, Tensor]
     config: dict | None
     tokenizer: dict | None
+    origin: dict | None  # 哪一次训练、第几步、验证损失多少
 
 
-def save_model(path: Path, model: nn.Module, keep_old: bool = False) -> Path | None:
-    """把 state_dict 写成谁都能用 torch.load(path, weights_only=True) 读的文件；keep_old 同 write_atomically。"""
-    return write_atomically(path, lambda file: torch.save(model.state_dict(), file), keep_old)
+def save_state(path: Path, state: dict, keep_old: bool = False) -> Path | None:
+    """把装着张量的字典写成带封印的文件；keep_old 同 write_atomically。"""
+    num_bytes = count_bytes(state)
+    return write_atomically(path, lambda file: write_sealed(file, partial(torch.save, state)), keep_old, num_bytes)
+
+
+def count_bytes(state: object) -> int:
+    """里面的张量一共多少字节；共用的存储只算一次。"""
+    sizes = {}
+
+    def visit(value: object) -> None:
+        if isinstance(value, Tensor):
+            sizes[value.data_ptr()] = value.numel() * value.element_size()
+        for item in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
+            visit(item)
+
+    visit(state)
+    return sum(sizes.values())
+
+
+def save_model(path: Path, model: nn.Module, keep_old: bool = False, origin: dict | None = None) -> Path | None:
+    """把 state_dict 写成谁都能用 torch.load(path, weights_only=True) 读的文件；origin 见 ModelFile。"""
+    state = model.state_dict()
+    if origin:
+        state[DESCRIPTION_KEY] = {**state[DESCRIPTION_KEY], "origin": origin}
+    return save_state(path, state, keep_old)
 
 
 def read_model_file(path: Path) -> ModelFile:
@@ -41,21 +66,32 @@ def read_model_file(path: Path) -> ModelFile:
 
 def open_model_file(path: Path) -> ModelFile:
     """read_model_file 的后一半，用在 check_archive 已经通过之后。权重映射在文件上，用到哪里才读到哪里。"""
-    can_map = str(path).isprintable()  # 文件名里有孤立的代理字符时 torch 映射不了
+    state = load_state(path, mmap=str(path).isprintable())  # 文件名里有孤立的代理字符时 torch 映射不了
+    return model_file_of(path, state.get("model", state))  # 也可以是续练用的检查点
+
+
+def load_state(path: Path, mmap: bool) -> dict:
+    """读出 check_archive 已经通过的文件里的字典。"""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception:  # 内容不可信，读取器抛出什么都可能
         raise UserError(path, f"{NOT_A_MODEL}（含有权重以外的内容，已拒绝读取）") from None
     if not isinstance(state, dict):
         raise UserError(path, NOT_A_MODEL)
-    description = state.pop(DESCRIPTION_KEY, None) or {}
+    return state
+
+
+def model_file_of(path: Path, state: Any) -> ModelFile:
+    """检查 path 里读出的 state_dict。"""
+    description = state.pop(DESCRIPTION_KEY, None) or {} if isinstance(state, dict) else None
     if not isinstance(description, dict):
         raise UserError(path, NOT_A_MODEL)
-    _check_weights(path, state)
-    return ModelFile(path, dict(state), description.get("config"), description.get("tokenizer"))
+    check_tensors(path, state)
+    return ModelFile(path, dict(state), *(description.get(name) for name in ("config", "tokenizer", "origin")))
 
 
-def _check_weights(path: Path, weights: dict[Any, Any]) -> None:
+def check_tensors(path: Path, weights: dict[Any, Any]) -> None:
+    """path 里读出的 {名字: 张量} 都是普通、完整、有限的数。"""
     size = path.stat().st_size
     for name, tensor in weights.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):

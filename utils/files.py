@@ -1,16 +1,23 @@
 """文件：读用户给的文件之前先看清它是什么；写文件要么全成，要么不动。"""
 
+import contextlib
+import io
 import os
+import re
 import shutil
 import stat
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from utils.errors import RunError, UserError
+from utils.file_lock import try_lock
 
 CACHE_DIR = Path(__file__).resolve().parent.parent / ".cache"  # 随时可以删掉，用到时再算一遍
+READ_BYTES = 1 << 20
+TEMPORARY_SUFFIX = ".tmp"
 
 
 def check_input_file(path: Path, kind: str, advice: str = "") -> None:
@@ -47,7 +54,7 @@ def check_output_path(path: Path, inputs: tuple[Path, ...] = ()) -> None:
             raise UserError(path, "同时是输入文件", "换一个文件名。")
         path.parent.mkdir(parents=True, exist_ok=True)
         # 名字取将来最长的那个（日志的临时文件），太长现在就知道
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.log.jsonl.", suffix=".tmp"):
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.log.jsonl.", suffix=TEMPORARY_SUFFIX):
             pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -82,38 +89,119 @@ def _backup_name(path: Path) -> Path:
     return backup
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object], keep_old: bool = False) -> Path | None:
-    """用 write(文件) 写出 path：先写同一文件夹里的临时文件并落盘，再改名顶替，任何时刻断电都不会留下半个文件。
+def write_atomically(
+    path: Path, write: Callable[[BinaryIO], object], keep_old: bool = False, num_bytes: int = 0
+) -> Path | None:
+    """用 write(文件) 写出 path：先写同一文件夹里的临时文件，落盘、读回核对，再改名顶替。
 
-    keep_old 时原有的文件留作备份，返回备份的名字。磁盘出错时抛出 RunError，path 保持原样。
+    任何时刻断电，path 要么是原来的，要么是新的，都是完整的。num_bytes 是大约要写多少字节，磁盘不够就不动手。
+    keep_old 时原有的文件留作备份，返回备份的名字。磁盘出错时抛出 RunError，path 保持原样，临时文件已经删去。
     """
+    written = _CheckedWriter()
     try:
-        return _write_and_replace(path, write, keep_old)
+        check_free_space(path, num_bytes)
+        return _write_and_replace(path, write, keep_old, written)
     except RuntimeError as error:  # torch.save 把磁盘错误包在 RuntimeError 里
         if not isinstance(error.__context__, OSError):
             raise
         cause = error.__context__
     except OSError as error:
         cause = error
-    free = shutil.disk_usage(path.parent).free
-    reason = f"写不进去（{cause.strerror or cause}），所在磁盘还有 {free / 1e6:,.0f} MB"
+    need, free = max(num_bytes, written.num_bytes), shutil.disk_usage(path.parent).free
+    reason = f"写不进去（{cause.strerror or cause}），需要 {megabytes(need)}，所在磁盘还有 {megabytes(free)}"
     raise RunError(path, reason, "原有的文件没有改动；腾出空间后再试。")
 
 
-def _write_and_replace(path: Path, write: Callable[[BinaryIO], object], keep_old: bool) -> Path | None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    temporary = Path(name)
+def check_free_space(path: Path, num_bytes: int) -> None:
+    """path 所在的磁盘放不下 num_bytes 字节就抛出 RunError。"""
+    free = shutil.disk_usage(path.parent).free
+    if num_bytes > free:
+        reason = f"磁盘空间不够，需要 {megabytes(num_bytes)}，所在磁盘还有 {megabytes(free)}"
+        raise RunError(path, reason, "腾出空间，或把输出写到别的磁盘。")
+
+
+def megabytes(num_bytes: int) -> str:
+    """给人看的大小。"""
+    return f"{num_bytes / 1e6:,.1f} MB"
+
+
+class _CheckedWriter(io.RawIOBase):
+    """写进 file 的同时记下字节数和 crc32，好与读回的比较。"""
+
+    file: BinaryIO
+    num_bytes, crc = 0, 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data) -> int:
+        count = self.file.write(data)
+        self.num_bytes, self.crc = self.num_bytes + count, zlib.crc32(data, self.crc)
+        return count
+
+    def matches_disk(self) -> bool:
+        """落盘之后重新读一遍，看是不是原样。能的话先丢掉内存里的缓存页，读到的才是磁盘上的。"""
+        descriptor = self.file.fileno()
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        num_bytes, crc = self.file.seek(0), 0
+        while data := self.file.read(READ_BYTES):
+            num_bytes, crc = num_bytes + len(data), zlib.crc32(data, crc)
+        return (num_bytes, crc) == (self.num_bytes, self.crc)
+
+
+def _write_and_replace(
+    path: Path, write: Callable[[BinaryIO], object], keep_old: bool, written: _CheckedWriter
+) -> Path | None:
+    temporary = None
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
+        with _create_temporary(path) as file:
+            temporary, written.file = Path(file.name), file
+            write(written)
             file.flush()
             os.fsync(file.fileno())
+            if not written.matches_disk():
+                raise OSError("读回来的与写进去的不同")
         temporary.chmod(0o666 & ~_current_umask())  # mkstemp 只给自己读写权限
         backup = _link_backup(path) if keep_old else None
         os.replace(temporary, path)
+        _sync_folder(path.parent)
         return backup
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary:
+            temporary.unlink(missing_ok=True)
+
+
+def _create_temporary(path: Path) -> BinaryIO:
+    """path 旁边的临时文件，锁着：锁在，就是有进程正在写；锁不在，就是上次没来得及删的。"""
+    file = tempfile.NamedTemporaryFile(  # noqa: SIM115  交给调用者关闭
+        "w+b", dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, delete=False
+    )
+    try_lock(file)
+    return file
+
+
+def remove_leftovers(folder: Path, names: str) -> None:
+    """删去上次被杀死时留下的临时文件；names 是正则式，只认 write_atomically 起的名字，且没有进程正在写。"""
+    pattern = re.compile(rf"\.(?:{names})\.[a-z0-9_]{{8}}{re.escape(TEMPORARY_SUFFIX)}")
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if pattern.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            with contextlib.suppress(OSError):  # 别的进程刚好也在删，或没有权限：留着也无害
+                with path.open("r+b") as file:
+                    is_leftover = try_lock(file)
+                if is_leftover:
+                    path.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """让改名也落盘；Windows 和个别文件系统不能对文件夹这样做。"""
+    if os.name != "nt":
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _current_umask() -> int:
