@@ -4,12 +4,15 @@ python pretrain.py --config configs/gpt2_config_124M.json --data_path data/西�
 """
 
 import argparse
+import contextlib
 import time
 
 from model.config import ModelConfig, count_parameters
 from utils import cli
+from utils.checkpoint_files import checkpoint_folder, require_checkpoints
 from utils.config_file import ConfigFile, read_config
 from utils.errors import UserError, run_program
+from utils.file_lock import output_lock
 from utils.files import check_output_path
 from utils.settings import TrainingSettings, add_training_arguments
 from utils.text_file import TextFile
@@ -34,8 +37,11 @@ def main() -> None:
     settings = TrainingSettings.from_sources(config.training, args, args.config)
     source = TextFile.scan(args.data_path, args.encoding)
     check_output_path(args.model_path, inputs=(args.config, args.data_path))
-    # torch 要一两秒才能载入；放到检查之后，写错的参数和 --help 立刻有回应
-    train(args, config, settings, source, started)
+    if args.resume:
+        require_checkpoints(args.model_path)
+    with contextlib.nullcontext() if args.dry_run else output_lock(args.model_path):
+        # torch 要一两秒才能载入；放到检查之后，写错的参数和 --help 立刻有回应
+        train(args, config, settings, source, started)
 
 
 def train(
@@ -46,43 +52,51 @@ def train(
     from model.language_model import LanguageModel
     from utils import device as devices
     from utils import dry_run, report
+    from utils.budget import plan_budget
     from utils.corpus import Corpus
-    from utils.memory import estimate_training_bytes, keep_freed_memory
+    from utils.memory import keep_freed_memory
     from utils.optimizers import build_optimizers
-    from utils.train_utils import Trainer, plan_budget
-    from utils.training_run import RunFiles, run_training
+    from utils.resume import recorded_tokenizer
+    from utils.run_identity import RunIdentity
+    from utils.train_utils import Trainer
+    from utils.training_memory import TrainingMemory
+    from utils.training_run import TrainingRun
 
     keep_freed_memory()
     cfg = config.model
     device = devices.choose_device(settings.device)
     dtype = devices.choose_dtype(settings.dtype, device)
-    corpus = Corpus.from_file(source, config.tokenizer)
+    keeps_tokenizer = args.resume and args.allow_data_change  # 语料变了，重新训练的词表就接不上了
+    tokenizer = recorded_tokenizer(checkpoint_folder(args.model_path)) if keeps_tokenizer else config.tokenizer
+    corpus = Corpus.from_file(source, tokenizer)
     if cfg.vocab_size < corpus.tokenizer.vocab_size:
         reason = f"vocab_size={cfg.vocab_size} 小于分词器词表 {corpus.tokenizer.vocab_size}"
         raise UserError(config.path, reason, "把 vocab_size 改成分词器词表的大小。")
-    train_loader, validate_loader = corpus.create_loaders(cfg.context_length, settings)
-    num_parameters = sum(count_parameters(cfg).values())
+    loaders = corpus.create_loaders(cfg.context_length, settings)
+    memory = TrainingMemory(cfg, sum(count_parameters(cfg).values()), settings, device)
     if args.dry_run:  # 装不下时也要看得到为什么，所以在检查之前
         dry_run.print_parameters(count_parameters(cfg))
-        dry_run.print_memory(cfg, num_parameters, settings, device)
-    needed = estimate_training_bytes(cfg, num_parameters, settings.batch_size, device.type)
-    devices.check_memory(needed, device, "减小 emb_dim / num_layers / --batch_size。")
+        dry_run.print_memory(memory)
+    memory.check()
 
     torch.manual_seed(settings.seed)
     model = LanguageModel(cfg).to(device)
     model.tokenizer_state = corpus.tokenizer.state()
     if args.compile:
         model.compile()
-    precision = devices.autocast(device, dtype)
-    trainer = Trainer(model, build_optimizers(model, settings), train_loader, validate_loader, settings, precision)
+    trainer = Trainer(model, build_optimizers(model, settings), *loaders, settings, devices.autocast(device, dtype))
     report.print_start(trainer, corpus, config.path, dtype)
-    budget = plan_budget(trainer, started)
-    report.print_plan(trainer, budget)
-    if args.dry_run:
-        return
-    files = RunFiles(args.model_path)
-    kept = run_training(trainer, budget, files)
-    report.print_result(trainer, corpus, kept, files)
+    with memory.explain_lack():
+        budget = plan_budget(trainer, started)
+        if args.dry_run:
+            report.print_plan(trainer, budget)
+            return
+        identity = RunIdentity.of(model, source.digest, settings, dtype, args.compile)
+        run = TrainingRun(trainer, budget, args.model_path, identity)
+        run.prepare(args.resume, args.allow_data_change)
+        report.print_plan(trainer, budget)
+        run.run()
+    report.print_result(trainer, corpus, run.files)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,15 @@ def make_corpus(text: str, tokenizer_spec: dict, path: Path) -> Corpus:
     return Corpus.from_file(TextFile.scan(path), tokenizer_spec)
 
 
+@pytest.fixture
+def one_thread():
+    """小模型多线程反而慢，机器忙时慢上百倍。"""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(0)

@@ -429,8 +429,7 @@ def test_blank_validation_part_does_not_break_the_sample(folder, corpus_text):
 
 def test_existing_files_are_kept_as_backups(trained, tmp_path, corpus_text):
     """语料是 GB18030，顺便看 --encoding 管用。"""
-    for path in trained.iterdir():
-        shutil.copy2(path, tmp_path)
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     (tmp_path / "corpus.txt").write_bytes(corpus_text.encode("gb18030"))
     before = listing(tmp_path)
     result = pretrain(tmp_path, "--max_steps", "1", "--encoding", "gb18030")
@@ -439,6 +438,9 @@ def test_existing_files_are_kept_as_backups(trained, tmp_path, corpus_text):
     for name in ("model.pth", "model.pth.log.jsonl", "model.pth.loss.png"):
         assert after[f"{name}.bak"] == before[name] != after[name]
         assert f"{name}.bak" in result.stderr
+    name = "step-00000006.ckpt"
+    assert after[f"model.pth.ckpt.bak/{name}"] == before[f"model.pth.ckpt/{name}"]
+    assert f"要接着 model.pth.ckpt/{name} 训练，请加 --resume" in result.stderr
     assert {name: after[name] for name in ("corpus.txt", "tiny.json")} == {
         name: before[name] for name in ("corpus.txt", "tiny.json")
     }

@@ -10,11 +10,12 @@ import torch
 from conftest import make_corpus, tiny_config
 from model.language_model import LanguageModel
 from utils import report
+from utils.budget import Budget
 from utils.corpus import Corpus
 from utils.optimizers import build_optimizers
+from utils.run_files import Kept, RunFiles
 from utils.settings import TrainingSettings
-from utils.train_utils import Budget, Evaluation, Trainer, calc_loss_loader
-from utils.training_run import RunFiles
+from utils.train_utils import Trainer, calc_loss_loader
 
 # 没有一次合并的词表：一个 token 就是一个字节。“悟a”是 2 个字、4 个字节，任何连续的 16 个字节都恰有 8 个字的开头
 BYTES_ONLY = {"type": "bpe", "vocab_size": 257}
@@ -39,13 +40,10 @@ def make_trainer(corpus: Corpus, **settings) -> Trainer:
     return Trainer(model, build_optimizers(model, settings), *loaders, settings)
 
 
-def result_lines(trainer: Trainer, corpus: Corpus, kept: Evaluation, files: RunFiles, capsys) -> list[str]:
-    report.print_result(trainer, corpus, kept, files)
+def result_lines(trainer: Trainer, corpus: Corpus, kept: Kept, files: RunFiles, capsys) -> list[str]:
+    files.kept = kept
+    report.print_result(trainer, corpus, files)
     return capsys.readouterr().out.splitlines()
-
-
-def evaluation(step: int, validate_loss: float) -> Evaluation:
-    return Evaluation(1, step, 64 * step, 1.0, 0.001, 9.0, validate_loss)
 
 
 def test_start_names_the_device_the_model_the_vocabulary_and_the_corpus(capsys):
@@ -107,7 +105,7 @@ def test_best_line_converts_nats_per_token_by_hand(tmp_path, capsys, keep, name,
     corpus = corpus_of()
     trainer, files = make_trainer(corpus, keep=keep), RunFiles(tmp_path / "m.pth")
     trainer.step = 7
-    lines = result_lines(trainer, corpus, evaluation(7, 2.0), files, capsys)
+    lines = result_lines(trainer, corpus, Kept(7, 2.0), files, capsys)
     best, sample, *_, saved, invitation = lines  # 样文里可能有换行
     assert best == f"{name} validate loss 2.000 (Step 000007), 4.000 nats/char, 2.885 bits/byte"
     assert sample.startswith("样文：悟a悟a悟a悟a")
@@ -119,7 +117,7 @@ def test_partial_evaluation_is_replaced_by_the_whole_validation_part(tmp_path, c
     corpus = corpus_of()
     trainer = make_trainer(corpus, batch_size=1, eval_iter=2)  # 每次只看 2 个，验证部分有 9 个窗口
     whole = calc_loss_loader(trainer.model, trainer.validate_loader)
-    line = result_lines(trainer, corpus, evaluation(0, 123.0), RunFiles(tmp_path / "m.pth"), capsys)[0]
+    line = result_lines(trainer, corpus, Kept(0, 123.0), RunFiles(tmp_path / "m.pth"), capsys)[0]
     expected = f"{whole:.3f} (Step 000000), {2 * whole:.3f} nats/char, {whole / math.log(2):.3f} bits/byte"
     assert line == f"Best validate loss {expected}"
 
@@ -127,14 +125,14 @@ def test_partial_evaluation_is_replaced_by_the_whole_validation_part(tmp_path, c
 def test_result_speaks_of_the_saved_weights_not_of_those_in_memory(tmp_path, capsys):
     corpus = corpus_of()
     trainer, files = make_trainer(corpus, eval_iter=1, batch_size=2), RunFiles(tmp_path / "m.pth")
-    files.save_model(trainer)
+    files.save_model(trainer, "训练", 1.0)
     best = {name: value.clone() for name, value in trainer.model.named_parameters()}
     loss = calc_loss_loader(trainer.model, trainer.validate_loader)
     with torch.no_grad():
         trainer.model.tok_emb.weight.mul_(30)  # 后来训坏了
     trainer.step = 9
     assert calc_loss_loader(trainer.model, trainer.validate_loader) > loss + 0.1
-    line = result_lines(trainer, corpus, evaluation(3, 1.0), files, capsys)[0]
+    line = result_lines(trainer, corpus, Kept(3, 1.0), files, capsys)[0]
     assert line.startswith(f"Best validate loss {loss:.3f} (Step 000003)")
     assert all(torch.equal(value, best[name]) for name, value in trainer.model.named_parameters())
 

@@ -1,6 +1,7 @@
 """utils/train_utils.py：损失、评估、唯一的训练循环。"""
 
 import math
+import re
 
 import pytest
 import torch
@@ -8,21 +9,20 @@ from torch.nn import functional as F
 
 from conftest import tiny_config
 from model.language_model import LanguageModel
+from utils.budget import Budget
 from utils.cross_entropy import IGNORE_INDEX
 from utils.data_loader import EpochSampler, WindowDataset, create_dataloader
 from utils.errors import RunError
 from utils.optimizers import build_optimizers
 from utils.settings import TrainingSettings
 from utils.train_utils import (
-    FINISHING_SECONDS,
-    Budget,
+    Interrupted,
     Trainer,
     calc_loss_batch,
     calc_loss_loader,
     evaluate_model,
     evaluating,
     evaluation_loader,
-    plan_budget,
 )
 
 SETTINGS = TrainingSettings(batch_size=4, learning_rate=0.003, eval_freq=5, warmup_steps=2)
@@ -179,16 +179,39 @@ def test_evaluations_come_at_zero_every_eval_freq_and_the_end():
     assert [record.epoch for record in records] == [1, 1, 2, 2]  # 每轮 8 步
 
 
-def test_stop_request_ends_at_the_next_step():
+def test_stop_request_ends_before_the_next_step():
     trainer = make_trainer()
     trainer.on_step = lambda loss, progress: setattr(trainer, "stop_requested", trainer.step == 4)
-    list(trainer.run(Budget(100)))
+    with pytest.raises(Interrupted):
+        list(trainer.run(Budget(100)))
     assert trainer.step == 4
+
+
+def test_step_stopped_between_micro_batches_leaves_no_trace():
+    """累积到一半停下：权重、梯度、随机状态、位置都像这一步没有开始过。"""
+    trainer = make_trainer(TrainingSettings(batch_size=4, accumulation_steps=3), drop_rate=0.2)
+    asked = iter(range(100))
+    trainer.check_stop = lambda: (_ for _ in ()).throw(Interrupted) if next(asked) == 2 else None
+    before, random_state = weights_of(trainer), torch.get_rng_state()
+    with pytest.raises(Interrupted):
+        trainer._train_step(next(trainer._grouped_batches()), 0.0)
+    assert all(map(torch.equal, before, weights_of(trainer)))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    assert (trainer.step, trainer.tokens, trainer.samples_done) == (0, 0, 0)
+
+
+def test_stop_is_asked_for_before_every_evaluation_batch():
+    trainer = make_trainer()
+    asked = []
+    trainer.check_stop = lambda: asked.append(None)
+    trainer.evaluate(Budget(1))
+    assert len(asked) == len(trainer.train_sample) + len(trainer.validate_sample) > 2
 
 
 def test_deadline_ends_training_and_shapes_the_schedule(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("utils.train_utils.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("utils.budget.time.monotonic", lambda: now[0])
     trainer = make_trainer()
     factors = []
 
@@ -197,26 +220,9 @@ def test_deadline_ends_training_and_shapes_the_schedule(monkeypatch):
         factors.append(trainer.learning_rate / trainer.settings.learning_rate)
 
     trainer.on_step = tick
-    list(trainer.run(Budget(10_000, deadline=20.0)))
+    list(trainer.run(Budget(10_000, max_seconds=20.0)))
     assert trainer.step == 20
     assert factors[10] == pytest.approx(0.5) and factors[19] == pytest.approx(0.05)
-
-
-def test_plan_takes_the_smaller_limit_and_leaves_time_to_finish():
-    assert plan_budget(make_trainer(TrainingSettings(batch_size=4, epochs=3)), 0.0).total_steps == 24
-    assert plan_budget(make_trainer(TrainingSettings(batch_size=4, max_steps=7)), 0.0).total_steps == 7
-    assert plan_budget(make_trainer(), 0.0).deadline == math.inf
-    trainer = make_trainer(TrainingSettings(batch_size=4, max_minutes=5, eval_iter=1))
-    trainer.rehearse = lambda: 1.2  # 每步 4 个样本 1.2 秒：前向每个 0.1 秒
-    # 截止前开始的最后一步；一次评估看 4 + 4 个样本，最后还要看整个验证部分的 7 个
-    expected = 1000.0 + 300 - 1.2 - 0.1 * (4 + 4 + 7) - FINISHING_SECONDS
-    assert plan_budget(trainer, 1000.0).deadline == pytest.approx(expected)
-
-
-def test_finishing_never_takes_more_than_a_fifth_of_the_time():
-    trainer = make_trainer(TrainingSettings(batch_size=4, max_minutes=1))
-    trainer.rehearse = lambda: 1000.0
-    assert plan_budget(trainer, 500.0).deadline == pytest.approx(500.0 + 48)
 
 
 def test_training_that_ends_with_an_epoch_is_still_in_that_epoch():
@@ -229,8 +235,13 @@ def test_loss_that_is_not_finite_stops_before_the_step():
     with torch.no_grad():
         trainer.model.tok_emb.weight[3, 0] = torch.nan
     before = weights_of(trainer)
-    with pytest.raises(RunError, match="第 1 步.*损失为 nan"):
-        run(trainer, 3)
+    with pytest.raises(RunError, match="第 1 步.*损失为 nan") as error:
+        trainer._train_step(next(trainer._grouped_batches()), 0.0)
+    starts = [int(start.replace(",", "")) for start in re.findall(r"第 ([\d,]+) 个 token 起", str(error.value))]
+    sampler = trainer.train_loader.sampler
+    sampler.epoch, sampler.done = 1, 0
+    assert starts == [16 * index for index in list(sampler)[:4]]  # 这一批的四个样本在语料里的位置
+    assert "学习率 0.001" in str(error.value) and "梯度范数为 nan" in str(error.value)
     assert all(torch.equal(a.nan_to_num(9), b.nan_to_num(9)) for a, b in zip(before, weights_of(trainer), strict=True))
 
 

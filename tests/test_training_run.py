@@ -1,6 +1,5 @@
 """utils/training_run.py：一次训练留下什么文件、被打断时怎样、终端里看见什么。"""
 
-import json
 import math
 import os
 import re
@@ -14,20 +13,22 @@ import torch
 
 from conftest import tiny_config
 from model.language_model import LanguageModel
+from utils.budget import Budget
 from utils.checkpoint import read_model_file
 from utils.data_loader import EpochSampler, WindowDataset, create_dataloader
 from utils.errors import RunError, Terminated
 from utils.optimizers import build_optimizers
+from utils.run_files import Kept, RunFiles
+from utils.run_identity import RunIdentity
 from utils.settings import TrainingSettings
-from utils.train_utils import Budget, Evaluation, Trainer
+from utils.train_utils import Evaluation, Trainer
 from utils.training_run import (
     ProgressBar,
-    RunFiles,
+    TrainingRun,
     check_finite,
     format_duration,
     format_log_line,
     is_finite,
-    run_training,
     stop_on_signal,
 )
 
@@ -41,6 +42,14 @@ def make_trainer(**settings) -> Trainer:
     loaders = create_dataloader(train, 4, EpochSampler(len(train), 1)), create_dataloader(validate, 4)
     model = LanguageModel(tiny_config())
     return Trainer(model, build_optimizers(model, settings), *loaders, settings)
+
+
+def run_training(trainer: Trainer, budget: Budget, files: RunFiles) -> Kept:
+    """从头训练；files 只用来说明写到哪里，过程中的记录也写回给它。"""
+    identity = RunIdentity.of(trainer.model, "数据", trainer.settings, torch.float32, False)
+    run = TrainingRun(trainer, budget, files.model, identity)
+    run.files = files
+    return run.run()
 
 
 def after_step(trainer: Trainer, step: int, act) -> None:
@@ -94,36 +103,6 @@ def test_duration_is_readable(seconds, text):
     assert format_duration(seconds) == text
 
 
-def test_file_names_come_from_the_model_path(tmp_path):
-    files = RunFiles(tmp_path / "my.pth")
-    assert (files.log.name, files.curve.name) == ("my.pth.log.jsonl", "my.pth.loss.png")
-
-
-def test_old_files_become_backups_once_per_run(tmp_path, capsys):
-    trainer, files = make_trainer(), RunFiles(tmp_path / "m.pth")
-    for path in (files.model, files.log, files.curve):
-        path.write_bytes(b"old")
-    for _ in range(2):  # 第二次写的是自己的文件，不再备份
-        files.save_model(trainer)
-        files.add_record(RECORD)
-        files.draw_curve()
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == sorted(f"m.pth{end}{bak}" for end in ("", ".log.jsonl", ".loss.png") for bak in ("", ".bak"))
-    assert all((tmp_path / name).read_bytes() == b"old" for name in names if name.endswith(".bak"))
-    assert capsys.readouterr().err.count("保留为") == 3
-    RunFiles(files.model).save_model(trainer)  # 另一次训练
-    assert (tmp_path / "m.pth.bak2").exists() and (tmp_path / "m.pth.bak").read_bytes() == b"old"
-
-
-def test_log_holds_every_record_in_full_precision(tmp_path):
-    files = RunFiles(tmp_path / "m.pth")
-    files.add_record(RECORD)
-    files.add_record(Evaluation(2, 9, 576, 2.5, 0.0005, 1 / 3, 0.1))
-    first, second = (json.loads(line) for line in files.log.read_text(encoding="utf-8").splitlines())
-    assert Evaluation(**first) == RECORD
-    assert second["train_loss"] == 1 / 3 and second["step"] == 9
-
-
 LOSSES = {0: 1.0, 2: 4.0, 4: 3.0, 6: 5.0}  # 第 0 步再好也不算训练的成果
 
 
@@ -175,7 +154,7 @@ def test_first_signal_stops_after_the_step_and_saves(tmp_path, capsys, signum, e
     assert trainer.step == 3  # 这一步走完了，没有开始下一步
     assert torch.equal(saved_weights(files)["tok_emb.weight"], trainer.model.tok_emb.weight)
     hints = capsys.readouterr().err.splitlines()
-    assert hints == [f"已在第 3 步停止，{files.model} 里是第 3 步的权重。"]
+    assert hints == [f"已在第 3 步保存，用 --resume 继续；{files.model} 里是第 3 步的权重。"]
     assert files.curve.exists()
 
 
@@ -185,7 +164,7 @@ def test_first_signal_is_answered_at_once_in_a_terminal(tmp_path, capsys, monkey
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with pytest.raises(KeyboardInterrupt):
         run_training(trainer, Budget(1000), RunFiles(tmp_path / "m.pth"))
-    assert "走完这一步就停；再按一次立刻离开。" in capsys.readouterr().err
+    assert "算完这一批就停；再按一次立刻离开。" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("keep", "expected"), [("best", 2), ("last", 5)])
@@ -289,14 +268,14 @@ def test_progress_bar_fits_eighty_columns_and_shows_everything(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     now = [1000.0]
     monkeypatch.setattr("tqdm.std.time", lambda: now[0])
-    monkeypatch.setattr("utils.train_utils.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("utils.budget.time.monotonic", lambda: now[0])
     trainer = make_trainer()
     with os.fdopen(slave, "w", encoding="utf-8") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         bar = ProgressBar(trainer, Budget(1000))
         now[0] += 10.0
         trainer.step, trainer.tokens = 250, 50_000
-        trainer.on_step(4.5678, 0.25)  # 训练循环就是这样报告进度的
+        bar.update(4.5678, 0.25)
         print("<画完>", end="", file=terminal, flush=True)
         screen = read_until(master, "<画完>")
         bar.close()

@@ -1,5 +1,7 @@
 """训练程序对用户说话：不弄乱进度条，也不因为没人听了就停下训练。"""
 
+import contextlib
+import errno
 import sys
 
 from tqdm import tqdm
@@ -8,19 +10,22 @@ from utils.errors import discard_stdout
 
 
 def say(text: str) -> None:
-    """在 stdout 上打印一行；读的一方（如 head -1）走了就不再打印，训练照常继续。"""
+    """在 stdout 上打印一行；读的一方（如 head -1）走了、终端关了就不再打印，训练照常继续。"""
     if sys.stdout is None:  # 以 >&- 启动时没有标准输出
         return
     try:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
         discard_stdout()
 
 
 def hint(text: str) -> None:
-    """在 stderr 上打印一行提示。"""
-    tqdm.write(text, file=sys.stderr)
+    """在 stderr 上打印一行提示；打不出来（如终端已经关闭）也不要紧。"""
+    with contextlib.suppress(OSError):
+        tqdm.write(text, file=sys.stderr)
 
 
 def progress_bar(name: str, total: int, unit: str) -> tqdm:

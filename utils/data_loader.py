@@ -39,6 +39,10 @@ class WindowDataset(Dataset):
         window = self.token_ids[start : start + self.context_length + 1].long()
         return window[:-1], window[1:]
 
+    def place_of(self, index: int) -> str:
+        """第 index 个样本在语料的什么地方，给人看的。"""
+        return f"第 {index * self.stride:,} 个 token 起"
+
     def target_ids(self) -> Tensor:
         """全部窗口的目标依次相连，即评估覆盖到的 token；stride 等于 context_length 时才有意义。"""
         return self.token_ids[1 : 1 + len(self) * self.context_length]
@@ -51,7 +55,8 @@ class EpochSampler(Sampler[int]):
     """
 
     def __init__(self, num_starts: int, seed: int, stride: int = 1):
-        self.num_starts, self.seed, self.stride, self.epoch = num_starts, seed, stride, 0
+        self.num_starts, self.seed, self.stride = num_starts, seed, stride
+        self.epoch, self.done = 0, 0  # 第几轮；这一轮里前 done 个已经用过，从下一个继续
 
     def __len__(self) -> int:
         """每轮的样本数；起点错开时末尾可能少一个，所以一律不算它。"""
@@ -62,7 +67,8 @@ class EpochSampler(Sampler[int]):
         order = torch.randperm(len(self), generator=generator)
         slack = self.num_starts - (len(self) - 1) * self.stride  # 最后一个样本后面还空着几个开头
         phase = torch.randint(min(self.stride, slack), (), generator=generator).item() if len(self) else 0
-        return (phase + self.stride * index for block in order.split(ORDER_BLOCK) for index in block.tolist())
+        blocks = order[self.done :].split(ORDER_BLOCK)
+        return (phase + self.stride * index for block in blocks for index in block.tolist())
 
 
 def create_dataloader(dataset: Dataset, batch_size: int, sampler: EpochSampler | None = None) -> DataLoader:

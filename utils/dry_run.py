@@ -1,11 +1,9 @@
 """只算不练：参数在哪里，内存用在哪里，装得下多大的一批。"""
 
-import torch
-
 from utils.console import say
 from utils.device import available_memory
-from utils.memory import estimate_training_bytes, largest_batch_size, split_training_bytes
-from utils.settings import TrainingSettings
+from utils.memory import largest_batch_size, split_training_bytes
+from utils.training_memory import TrainingMemory
 
 
 def print_parameters(parts: dict[str, int]) -> None:
@@ -17,15 +15,16 @@ def print_parameters(parts: dict[str, int]) -> None:
             say(f"  {_pad(name)}{count:>15,}  {count / total:6.1%}")
 
 
-def print_memory(cfg, num_parameters: int, settings: TrainingSettings, device: torch.device) -> None:
+def print_memory(memory: TrainingMemory) -> None:
     """一步训练的内存估计，和现有的内存装得下的最大一批。"""
-    parts = split_training_bytes(cfg, num_parameters, settings.batch_size, device.type)
-    total = estimate_training_bytes(cfg, num_parameters, settings.batch_size, device.type)
-    available = available_memory(device)
-    say(f"内存：一批 {settings.batch_size} 个样本约 {_gigabytes(total)}（误差约三成），可用 {_gigabytes(available)}")
+    shape, kind, batch_size = (memory.cfg, memory.num_parameters), memory.device.type, memory.settings.batch_size
+    parts = split_training_bytes(*shape, batch_size, kind)
+    total = sum(parts.values())
+    available = available_memory(memory.device)
+    say(f"内存：一批 {batch_size} 个样本约 {_gigabytes(total)}（误差约三成），可用 {_gigabytes(available)}")
     for name, num_bytes in parts.items():
         say(f"  {_pad(name)}{_gigabytes(num_bytes):>15}  {num_bytes / total:6.1%}")
-    say(f"装得下的最大一批：约 {largest_batch_size(cfg, num_parameters, device.type, available):,} 个样本")
+    say(f"装得下的最大一批：约 {largest_batch_size(*shape, kind, available):,} 个样本")
 
 
 def _gigabytes(num_bytes: int) -> str:

@@ -8,8 +8,7 @@ from collections.abc import Callable
 
 EXIT_FAILED = 1  # 运行中失败：磁盘、内存、设备、数值
 EXIT_USER_INPUT = 2  # 用户的输入有误：参数、配置、数据、模型文件
-EXIT_INTERRUPTED = 128 + signal.SIGINT
-EXIT_TERMINATED = 128 + signal.SIGTERM
+EXIT_SIGNAL = 128  # 再加上信号的编号：130 是 SIGINT，143 是 SIGTERM，129 是 SIGHUP
 
 
 class UserError(Exception):
@@ -18,6 +17,7 @@ class UserError(Exception):
     exit_code = EXIT_USER_INPUT
 
     def __init__(self, subject: object, reason: str, advice: str = ""):
+        self.reason = reason
         text = f"错误：{subject}：{reason}。{advice}"
         super().__init__(_visible(text.replace("。。", "。").replace("？。", "？")))
 
@@ -34,16 +34,29 @@ class RunError(UserError):
 
 
 class Terminated(BaseException):
-    """收到 SIGTERM；像 KeyboardInterrupt 一样不会被普通的 except 拦下。"""
+    """收到结束的信号；像 KeyboardInterrupt 一样不会被普通的 except 拦下。"""
+
+    def __init__(self, signum: int = signal.SIGTERM):
+        self.signum = signum
 
 
-def _raise_terminated(signum, frame):
-    raise Terminated
+def leave_by_signal(signum: int, frame: object = None) -> None:
+    """以信号约定的退出码离开。"""
+    raise KeyboardInterrupt if signum == signal.SIGINT else Terminated(signum)
+
+
+def stop_signals() -> list[int]:
+    """要求程序停下的信号：Ctrl-C、kill、终端关闭；nohup 让终端关闭不算，就不算它。"""
+    hangup = getattr(signal, "SIGHUP", None)  # Windows 没有
+    is_counted = hangup and signal.getsignal(hangup) != signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([hangup] if is_counted else [])]
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """运行 main 并以约定的退出码结束：0 完成，1 运行失败，2 输入有误，130/143 信号。"""
-    signal.signal(signal.SIGTERM, _raise_terminated)
+    """运行 main 并以约定的退出码结束：0 完成，1 运行失败，2 输入有误，129/130/143 信号。"""
+    for signum in stop_signals():
+        if signum != signal.SIGINT:  # 它本来就变成 KeyboardInterrupt
+            signal.signal(signum, leave_by_signal)
     # 终端不是 UTF-8 时，打不出的字换成问号，而不是崩溃
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -66,9 +79,9 @@ def _exit_code_of(main: Callable[[], None]) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except Terminated:
-        return EXIT_TERMINATED
+        return EXIT_SIGNAL + signal.SIGINT
+    except Terminated as error:
+        return EXIT_SIGNAL + error.signum
     except BrokenPipeError:
         discard_stdout()
         return 0

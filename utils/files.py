@@ -165,7 +165,7 @@ def _write_and_replace(
         temporary.chmod(0o666 & ~_current_umask())  # mkstemp 只给自己读写权限
         backup = _link_backup(path) if keep_old else None
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
         return backup
     finally:
         if temporary:
@@ -193,7 +193,7 @@ def remove_leftovers(folder: Path, names: str) -> None:
                     path.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """让改名也落盘；Windows 和个别文件系统不能对文件夹这样做。"""
     if os.name != "nt":
         with contextlib.suppress(OSError):

@@ -42,6 +42,16 @@ def _is_vocabulary_or_position(name: str) -> bool:
     return any(part in name for part in ("tok_emb", "pos_emb", "out_head"))
 
 
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """装回 state_dict()["state"] 里的动量；学习率等仍用现在的设置。形状与参数不符时抛出 ValueError。"""
+    groups = optimizer.state_dict()["param_groups"]
+    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in state.items():
+        if any(value.dim() and value.shape != shapes[index] for value in values.values()):
+            raise ValueError(f"优化器状态 {index} 的形状不符")
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
     """每个参数组的学习率 = 自己的最大值 × factor。"""
     for optimizer in optimizers:

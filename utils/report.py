@@ -6,14 +6,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from utils.budget import Budget
 from utils.checkpoint import load_weights, read_model_file
 from utils.console import say
 from utils.corpus import Corpus
 from utils.device import describe_device
 from utils.generation import Sampling, generate_text
+from utils.run_files import RunFiles
 from utils.text_utils import load_gpt2_tokenizer
-from utils.train_utils import Budget, Evaluation, Trainer, calc_loss_loader, evaluating
-from utils.training_run import RunFiles, format_duration
+from utils.train_utils import Trainer, calc_loss_loader, evaluating
+from utils.training_run import format_duration
 
 LONG_SECONDS = 3600.0
 QUICK_CONFIG = "configs/pocket_config_3M.json"
@@ -45,24 +47,26 @@ def print_plan(trainer: Trainer, budget: Budget) -> None:
     """训练之前：一共几步，大约多久；太久就推荐小一些的配置。"""
     settings = trainer.settings
     total_steps, seconds_per_step = budget.total_steps, budget.seconds_per_step
-    num_evaluations = 2 + total_steps // settings.eval_freq
-    estimate = total_steps * seconds_per_step + num_evaluations * trainer.evaluation_seconds(seconds_per_step)
+    steps_left = max(0, total_steps - trainer.step)
+    num_evaluations = 2 + steps_left // settings.eval_freq
+    estimate = steps_left * seconds_per_step + num_evaluations * trainer.evaluation_seconds(seconds_per_step)
     epochs = total_steps / trainer.steps_per_epoch
     time = format_duration(estimate)
-    if settings.max_minutes and settings.max_minutes * 60 < estimate:
-        time = f"{format_duration(settings.max_minutes * 60)}后停止（跑完要 {time}）"
+    seconds_left = max(0.0, 60 * (settings.max_minutes or math.inf) - budget.seconds)
+    if seconds_left < estimate:
+        time = f"{format_duration(seconds_left)}后停止（跑完要 {time}）"
     else:
         time = f"预计 {time}"
     speed = settings.batch_size * settings.accumulation_steps * trainer.model.cfg.context_length / seconds_per_step
     speed_text = f"每步 {seconds_per_step:.3g} 秒（{speed:,.0f} token/s）"
     say(f"训练：{epochs:.3g} 轮共 {total_steps:,} 步，{speed_text}，{time}")
-    if min(estimate, 60 * (settings.max_minutes or math.inf)) > LONG_SECONDS:
+    if min(estimate, seconds_left) > LONG_SECONDS:
         say(f"想几分钟就看到结果，可以换小模型：python pretrain.py --config {QUICK_CONFIG}")
 
 
-def print_result(trainer: Trainer, corpus: Corpus, kept: Evaluation, files: RunFiles) -> None:
+def print_result(trainer: Trainer, corpus: Corpus, files: RunFiles) -> None:
     """训练之后：所保存权重在整个验证部分上的损失、一段样文、文件在哪里。"""
-    model, settings = trainer.model, trainer.settings
+    model, settings, kept = trainer.model, trainer.settings, files.kept
     if kept.step != trainer.step:  # 内存里是最后的权重，文件里是最好的
         load_weights(model, read_model_file(files.model), files.model)
     loss = (

@@ -37,6 +37,10 @@ class TrainingSettings:
     seed: int = _setting(123, cli.seed_int, "随机种子")
     dtype: str = _setting("auto", cli.dtype_name, f"计算精度：{cli.DTYPES}")
     device: str = _setting("auto", cli.device_name, f"设备：{cli.DEVICES}")
+    save_minutes: float | None = _setting(
+        None, cli.positive_float, "每几分钟存一次检查点（默认 5；存得太慢时拉长，不超过训练时间的 1/50）"
+    )
+    save_every: int | None = _setting(None, cli.positive_int, "每几步存一次检查点（默认只看时间）")
     keep: str = _setting("best", cli.one_of("best", "last"), "保存验证损失最低的权重还是最后的：best | last")
 
     @classmethod
@@ -72,4 +76,6 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     for item in fields(TrainingSettings):
         default = "" if item.default is None else f"（默认 {item.default}）"
         parser.add_argument(f"--{item.name}", type=item.metadata["parse"], help=item.metadata["help"] + default)
+    parser.add_argument("--resume", action="store_true", help="从上次的检查点继续，其余参数照旧写全（默认从头训练）")
+    parser.add_argument("--allow_data_change", action="store_true", help="数据改过也继续（默认不许）")
     parser.add_argument("--compile", action="store_true", help="用 torch.compile 编译：开头慢，之后快（默认不编译）")

@@ -150,7 +150,9 @@ def split_chunks(pieces: Iterable[str], places: re.Pattern) -> Iterator[str]:
 
 
 def build_tokenizer(spec: dict, training_text: str) -> Tokenizer:
-    """按配置的 "tokenizer" 一节建立分词器；training_text 只应是训练部分。"""
+    """按配置的 "tokenizer" 一节，或 Tokenizer.state() 的结果，建立分词器；training_text 只应是训练部分。"""
+    if "ranks" in spec:
+        return Tokenizer.from_state(spec)
     if spec["type"] == "gpt2":
         return load_gpt2_tokenizer()
     return train_tokenizer(training_text, spec["vocab_size"], spec.get("split", "gpt2"))

@@ -11,15 +11,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from utils.budget import Budget
 from utils.cross_entropy import IGNORE_INDEX, cross_entropy
 from utils.data_loader import create_dataloader
 from utils.errors import RunError
-from utils.optimizers import learning_rate_factor, set_learning_rate
+from utils.optimizers import learning_rate_factor, load_optimizer_state, set_learning_rate
+from utils.random_state import get_random_state, set_random_state
 from utils.settings import TrainingSettings
 
-FINISHING_SECONDS = 3.0  # 训练结束后写样文、画曲线大约要几秒
 FULL_PRECISION = nullcontext()  # 不做混合精度
 MAX_EVAL_TOKENS = 65_536  # 没有指定 --eval_iter 时，每次评估最多看多少个 token
+NUM_PLACES = 4  # 出错时最多列出几个样本的位置
+PROGRESS = (
+    "step",
+    "tokens",
+    "epoch",
+    "samples_done",
+    "evaluated_step",
+    "learning_rate",
+)  # Trainer 的这些属性随检查点保存
 
 Batch = tuple[Tensor, Tensor]
 
@@ -56,13 +66,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def calc_loss_loader(
-    model: nn.Module, batches: Iterable[Batch], precision: AbstractContextManager = FULL_PRECISION
+    model: nn.Module,
+    batches: Iterable[Batch],
+    precision: AbstractContextManager = FULL_PRECISION,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> float:
-    """若干批的平均损失，按 token 平均：短的一批不会占同样的分量。"""
+    """若干批的平均损失，按 token 平均：短的一批不会占同样的分量。before_batch 在每一批之前调用。"""
     device = next(model.parameters()).device
     total_loss, total_tokens = 0.0, 0
     with evaluating(model):
         for inputs, targets in batches:
+            before_batch()
             num_tokens = count_supervised(targets)
             with precision:
                 loss = calc_loss_batch(model, *copy_to(device, (inputs, targets)))
@@ -84,38 +98,16 @@ class Evaluation:
     validate_loss: float
 
 
-class Budget:
-    """训练到什么时候为止：轮数、步数、时间，先到者为准。时间都是 time.monotonic() 的读数。"""
+class NotFiniteError(RunError):
+    """第 step 步的损失或梯度不是有限数。"""
 
-    def __init__(self, total_steps: int, deadline: float = math.inf, seconds_per_step: float = 0.0):
-        self.total_steps, self.deadline, self.seconds_per_step = total_steps, deadline, seconds_per_step
-        self.started = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """训练开始以来的秒数。"""
-        return time.monotonic() - self.started
-
-    def progress(self, step: int) -> float:
-        """0 是刚开始，达到 1 就该停。"""
-        by_time = self.seconds / max(1e-9, self.deadline - self.started)
-        return max(step / self.total_steps, by_time)
+    def __init__(self, step: int, reason: str, advice: str = "这一步没有保存；减小 --learning_rate 再试。"):
+        super().__init__(f"第 {step} 步", reason, advice)
+        self.step, self.reason = step, reason
 
 
-def plan_budget(trainer: "Trainer", command_started: float) -> Budget:
-    """试跑几步，定下总步数和截止时间；--max_minutes 管整个命令，所以要给结束时的评估和画图留出时间。"""
-    settings = trainer.settings
-    seconds_per_step = trainer.rehearse()
-    limit = settings.epochs * trainer.steps_per_epoch
-    total_steps = min(limit, settings.max_steps or limit)
-    if not settings.max_minutes:
-        return Budget(total_steps, seconds_per_step=seconds_per_step)
-    seconds = 60 * settings.max_minutes
-    finishing = seconds_per_step + trainer.evaluation_seconds(seconds_per_step) + FINISHING_SECONDS
-    if not trainer.evaluates_everything:
-        finishing += trainer.forward_seconds(seconds_per_step) * len(trainer.validate_loader.dataset)
-    deadline = command_started + seconds - min(finishing, seconds / 5)
-    return Budget(total_steps, deadline, seconds_per_step)
+class Interrupted(Exception):
+    """有人要求停下 (Trainer.stop_requested)。"""
 
 
 class Trainer:
@@ -135,9 +127,13 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.steps_per_epoch = math.ceil(len(train_loader) / settings.accumulation_steps)
         self.step, self.tokens, self.epoch = 0, 0, 1
+        self.samples_done = 0  # 这一轮里用过的样本数
+        self.evaluated_step: int | None = None
         self.learning_rate = 0.0
+        self.is_consistent = True  # 参数更新到一半时为假，那时的状态不能保存
         self.stop_requested = False
         self.on_step: Callable[[float, float], None] = lambda loss, progress: None
+        self.between_steps: Callable[[], None] = lambda: None
         self.validate_sample = evaluation_loader(validate_loader, self._num_eval_samples())
         self.train_sample = evaluation_loader(train_loader, len(self.validate_sample.dataset))
 
@@ -162,73 +158,131 @@ class Trainer:
         return self.forward_seconds(seconds_per_step) * num_samples
 
     def run(self, budget: Budget) -> Iterator[Evaluation]:
-        """训练到 budget 用完或 stop_requested 为止；第 0 步和最后一步总会评估（中断时除外）。"""
+        """训练到 budget 用完为止；第 0 步和最后一步总会评估。stop_requested 时抛出 Interrupted。"""
         self.model.train()
-        yield self.evaluate(budget)
         groups = self._grouped_batches()
-        while not self.stop_requested:
+        while True:
+            if self.step % self.settings.eval_freq == 0:
+                yield from self._evaluate_once(budget)
+            self.between_steps()
             progress = budget.progress(self.step) if self.step else 0.0  # 时间再紧也至少走一步
             if progress >= 1:
                 break
             loss = self._train_step(next(groups), progress)
             self.on_step(loss, progress)
-            if self.step % self.settings.eval_freq == 0:
-                yield self.evaluate(budget)
-        if self.step % self.settings.eval_freq and not self.stop_requested:
-            yield self.evaluate(budget)
+        yield from self._evaluate_once(budget)
+
+    def check_stop(self) -> None:
+        """每一批之前问一次要不要停。"""
+        if self.stop_requested:
+            raise Interrupted
 
     def _grouped_batches(self) -> Iterator[list[Batch]]:
-        """无尽的一轮又一轮；每次交出更新一次参数所用的几批。"""
+        """无尽的一轮又一轮；每次交出更新一次参数所用的几批。从 (epoch, samples_done) 接着取。"""
         while True:
-            self.train_loader.sampler.epoch = self.epoch
+            self.train_loader.sampler.epoch, self.train_loader.sampler.done = self.epoch, self.samples_done
             batches = iter(self.train_loader)
             while group := list(islice(batches, self.settings.accumulation_steps)):
                 yield group
-            self.epoch += 1
+            self.epoch, self.samples_done = self.epoch + 1, 0
 
     def _train_step(self, batches: list[Batch], progress: float) -> float:
-        """更新一次参数，返回这几批的平均损失（nat/token）。"""
-        loss = self._backward(batches)
+        """更新一次参数，返回这几批的平均损失（nat/token）；中途被打断时，状态如同这一步没有开始。"""
+        random_state = get_random_state(self.device)
+        try:
+            loss = self._backward(batches)
+        except BaseException:
+            set_random_state(self.device, random_state)
+            self._zero_grad()
+            raise
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
-        if not math.isfinite(loss) or not torch.isfinite(norm):
-            what = f"损失为 {loss}" if not math.isfinite(loss) else f"梯度范数为 {norm.item()}"
-            raise RunError(f"第 {self.step + 1} 步", what, "这一步没有保存；减小 --learning_rate 再试。")
         factor = learning_rate_factor(self.step, self.settings.warmup_steps, progress)
-        set_learning_rate(self.optimizers, factor)
         self.learning_rate = factor * self.settings.learning_rate
+        if not (math.isfinite(loss) and torch.isfinite(norm)):
+            raise self._not_finite(loss, norm.item(), len(batches))
+        set_learning_rate(self.optimizers, factor)
+        self.is_consistent = False
         for optimizer in self.optimizers:
             optimizer.step()
-            optimizer.zero_grad()
+        self._zero_grad()
         self.step += 1
         self.tokens += sum(inputs.numel() for inputs, _ in batches)
+        self.samples_done += sum(len(inputs) for inputs, _ in batches)
+        self.is_consistent = True
         return loss
+
+    def _zero_grad(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+
+    def _not_finite(self, loss: float, norm: float, num_batches: int) -> NotFiniteError:
+        """损失或梯度不是有限数：说清是哪一步、哪几个样本。"""
+        places = [self.train_loader.dataset.place_of(index) for index in self._sample_indices(num_batches)]
+        more = f"等 {len(places)} 处" if len(places) > NUM_PLACES else ""
+        reason = (
+            f"损失为 {loss:.4g}，梯度范数为 {norm:.4g}，学习率 {self.learning_rate:.3g}，"
+            f"这一批取自训练数据{'、'.join(places[:NUM_PLACES])}{more}"
+        )
+        return NotFiniteError(self.step + 1, reason)
+
+    def _sample_indices(self, num_batches: int) -> list[int]:
+        """接下来 num_batches 批是数据集里的哪些样本。"""
+        self.train_loader.sampler.done = self.samples_done
+        return list(islice(self.train_loader.sampler, num_batches * self.settings.batch_size))
 
     def _backward(self, batches: list[Batch]) -> float:
         """前向和反向。各批按 token 数加权，累积的梯度便等于把它们合成一大批。"""
         counts = [count_supervised(targets) for _, targets in batches]
         losses = []
         for batch, count in zip(batches, counts, strict=True):
+            self.check_stop()
             with self.precision:
                 loss = calc_loss_batch(self.model, *copy_to(self.device, batch)) * (count / sum(counts))
             loss.backward()
             losses.append(loss.detach())
         return sum(loss.item() for loss in losses)  # 到最后才取数，显卡中途不必停下来等
 
+    def _evaluate_once(self, budget: Budget) -> Iterator[Evaluation]:
+        """这一步还没有评估过就评估。"""
+        if self.evaluated_step != self.step:
+            record = self.evaluate(budget)
+            self.evaluated_step = self.step
+            yield record
+
     def evaluate(self, budget: Budget) -> Evaluation:
         """在固定的几批上评估；不动训练的随机状态。"""
         seconds = budget.seconds
-        losses = evaluate_model(self.model, self.train_sample, self.validate_sample, self.precision)
+        samples = self.train_sample, self.validate_sample
+        losses = evaluate_model(self.model, *samples, self.precision, self.check_stop)
         return Evaluation(self.epoch, self.step, self.tokens, seconds, self.learning_rate, *losses)
+
+    def state(self) -> dict:
+        """接着训练所需要的一切；两步之间取才有意义。张量没有复制。"""
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict()["state"] for optimizer in self.optimizers],
+            "random": get_random_state(self.device),
+            "progress": {name: getattr(self, name) for name in PROGRESS},
+        }
+
+    def load_progress(self, state: dict) -> None:
+        """装回 state() 里权重以外的部分；形状或内容不符时抛出 ValueError 等。"""
+        for optimizer, recorded in zip(self.optimizers, state["optimizers"], strict=True):
+            load_optimizer_state(optimizer, recorded)
+        set_random_state(self.device, state["random"])
+        for name in PROGRESS:
+            setattr(self, name, state["progress"][name])
 
     def rehearse(self, max_steps: int = 4, max_seconds: float = 20.0) -> float:
         """试跑二到四步，返回每步秒数；学习率为 0、跑完抹去优化器状态和随机状态，什么也没有改变。"""
-        before = self.step, self.tokens, self.epoch
+        before = {name: getattr(self, name) for name in PROGRESS}
         accelerators = [] if self.device.type == "cpu" else [self.device.index or 0]
         with torch.random.fork_rng(accelerators, device_type=self.device.type):
             durations = list(self._timed_steps(max_steps, max_seconds))
         for optimizer in self.optimizers:
             optimizer.state.clear()
-        self.step, self.tokens, self.epoch = before
+        for name, value in before.items():
+            setattr(self, name, value)
         return min(durations[1:])  # 第一步含预热，不算
 
     def _timed_steps(self, max_steps: int, max_seconds: float) -> Iterator[float]:
@@ -247,9 +301,11 @@ def evaluate_model(
     train_batches: Iterable[Batch],
     validate_batches: Iterable[Batch],
     precision: AbstractContextManager = FULL_PRECISION,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> tuple[float, float]:
     """-> (训练损失, 验证损失)，nat/token"""
-    return calc_loss_loader(model, train_batches, precision), calc_loss_loader(model, validate_batches, precision)
+    train, validate = (calc_loss_loader(model, b, precision, before_batch) for b in (train_batches, validate_batches))
+    return train, validate
 
 
 def evaluation_loader(loader: DataLoader, num_samples: int) -> DataLoader:

@@ -1,25 +1,33 @@
-"""一次训练从头到尾：进度条、日志行、保存最好的权重、损失曲线。所有训练程序共用。"""
+"""一次训练从头到尾：进度条、日志行、保存权重和检查点、接着训练、损失曲线。所有训练程序共用。"""
 
-import json
+import contextlib
 import math
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from utils.checkpoint import save_model
+from utils.budget import Budget
+from utils.checkpoint import count_bytes, load_weights
+from utils.checkpoint_files import checkpoint_folder, list_checkpoints
 from utils.console import hint, say
-from utils.errors import RunError, Terminated
-from utils.files import write_atomically
-from utils.plotting import plot_losses
-from utils.train_utils import Budget, Evaluation, Trainer
+from utils.errors import UserError, leave_by_signal, stop_signals
+from utils.files import check_free_space
+from utils.loss_spikes import SpikeDetector
+from utils.resume import MAX_FILES, Checkpoints
+from utils.run_files import Kept, RunFiles
+from utils.run_identity import RunIdentity, compare_runs
+from utils.train_utils import Evaluation, Interrupted, NotFiniteError, Trainer
+
+SAVE_SECONDS = 300.0  # 没有指定 --save_minutes 时，检查点的间隔
+SAVE_FRACTION = 1 / 50  # 并且保存不占去训练时间的更大部分
 
 
 def format_log_line(record: Evaluation) -> str:
@@ -40,70 +48,44 @@ def format_duration(seconds: float) -> str:
     return f"{minutes / 60:.1f} 小时" if minutes < 48 * 60 else f"{minutes / 1440:.1f} 天"
 
 
-class RunFiles:
-    """一次训练写出的三个文件，名字都由 model_path 而来；写之前把同名的旧文件留作备份。"""
-
-    def __init__(self, model_path: Path):
-        self.model = model_path
-        self.log = model_path.with_name(model_path.name + ".log.jsonl")
-        self.curve = model_path.with_name(model_path.name + ".loss.png")
-        self.records: list[Evaluation] = []
-        self._written: set[Path] = set()
-
-    def save_model(self, trainer: Trainer) -> None:
-        self._write(self.model, lambda keep_old: save_model(self.model, trainer.model, keep_old))
-
-    def add_record(self, record: Evaluation) -> None:
-        """日志每次整个重写：几百行而已，换来任何时刻文件都完整。"""
-        self.records.append(record)
-        lines = "".join(json.dumps(asdict(item)) + "\n" for item in self.records)
-        self._write(self.log, partial(write_atomically, self.log, lambda file: file.write(lines.encode("utf-8"))))
-
-    def draw_curve(self) -> None:
-        self._write(self.curve, partial(plot_losses, self.records, self.curve))
-
-    def _write(self, path: Path, write: Callable[[bool], Path | None]) -> None:
-        """这次训练第一次写 path 时，把同名的旧文件留作备份。"""
-        if backup := write(path not in self._written):
-            hint(f"已有的 {path} 保留为 {backup.name}")
-        self._written.add(path)
-
-
 class ProgressBar:
     """终端里的进度条：进度、损失、每秒 token 数、剩余时间。stderr 不是终端时什么也不画。"""
 
     def __init__(self, trainer: Trainer, budget: Budget):
         form = "{percentage:3.0f}%|{bar}| {desc} 剩余 {remaining}"
         self._bar = tqdm(total=1.0, bar_format=form, disable=None, leave=False, mininterval=0.5, file=sys.stderr)
-        self._trainer, self._budget = trainer, budget
-        trainer.on_step = self.update
+        self._trainer, self._budget, self._tokens_before = trainer, budget, trainer.tokens
+        self._seconds_before = budget.seconds
 
     def update(self, loss: float, progress: float) -> None:
         if self._bar.disable:
             return
-        speed = self._trainer.tokens / max(1e-9, self._budget.seconds)
+        seconds = self._budget.seconds - self._seconds_before
+        speed = (self._trainer.tokens - self._tokens_before) / max(1e-9, seconds)
         text = f"第 {self._trainer.step} 步 损失 {loss:.3f} {speed:,.0f} token/s"
-        self._bar.set_description_str(text, refresh=False)
-        self._bar.update(min(1.0, progress) - self._bar.n)
+        with contextlib.suppress(OSError):  # 终端关了也要训练下去
+            self._bar.set_description_str(text, refresh=False)
+            self._bar.update(min(1.0, progress) - self._bar.n)
 
     def close(self) -> None:
-        self._bar.close()
+        with contextlib.suppress(OSError):
+            self._bar.close()
 
 
 @contextmanager
 def stop_on_signal(trainer: Trainer) -> Iterator[list[int]]:
-    """第一个 SIGINT 或 SIGTERM 让训练在这一步之后停下，第二个立刻离开；交出收到的信号。"""
+    """第一个停止的信号让训练在这一批之后停下，第二个立刻离开；交出收到的信号。"""
     received: list[int] = []
 
     def handle(signum: int, frame: object) -> None:
         trainer.stop_requested = True
         received.append(signum)
         if len(received) > 1:
-            raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
+            leave_by_signal(signum)
         if sys.stderr.isatty():
-            hint("走完这一步就停；再按一次立刻离开。")
+            hint("算完这一批就停；再按一次立刻离开。")
 
-    previous = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    previous = {signum: signal.signal(signum, handle) for signum in stop_signals()}
     try:
         yield received
     finally:
@@ -111,53 +93,158 @@ def stop_on_signal(trainer: Trainer) -> Iterator[list[int]]:
             signal.signal(signum, handler)
 
 
-def run_training(trainer: Trainer, budget: Budget, files: RunFiles) -> Evaluation:
-    """训练到底，每次评估打印一行、记一行日志，保存要留的权重；返回所保存的权重的那次评估。
+class TrainingRun:
+    """训练到底：每次评估打印一行、记一行日志，保存要留的权重，按时存检查点；被打断也不丢算好的东西。"""
 
-    被信号打断时先保存，再以相应的退出码离开。
-    """
-    kept = None
-    bar = ProgressBar(trainer, budget)
-    with stop_on_signal(trainer) as received:
+    def __init__(self, trainer: Trainer, budget: Budget, model_path: Path, identity: RunIdentity):
+        self.trainer, self.budget, self.identity = trainer, budget, identity
+        self.files, self.checkpoints = RunFiles(model_path), Checkpoints(checkpoint_folder(model_path))
+        self.name = identity.digest
+        self._saved_at = time.monotonic()
+        self._save_seconds = 0.0  # 上一次保存用了多久
+        self._saved: tuple | None = None  # 上一个检查点是哪一步，那时评估过没有
+
+    def prepare(self, is_resuming: bool = False, allow_data_change: bool = False) -> None:
+        """开始之前：看磁盘放不放得下，清理上次的残留，接上次的检查点（或提醒有可以接的）。"""
+        weights = count_bytes(self.trainer.model.state_dict())
+        existing = list_checkpoints(self.checkpoints.folder)
+        reused = sum(path.stat().st_size for path in existing) * is_resuming
+        # 模型文件和正在写的新的；检查点再加优化器至多两份动量
+        check_free_space(self.files.model, 2 * weights + MAX_FILES * 3 * weights - reused)
+        self.files.remove_leftovers()
+        if is_resuming:
+            self._resume(allow_data_change)
+        elif existing:
+            hint(f"提示：从头训练；要接着 {existing[-1]} 训练，请加 --resume")
+
+    def _resume(self, allow_data_change: bool) -> None:
+        """装回最新的完好的检查点；与现在的命令对不上就抛出 UserError，不改动任何文件。"""
+        path, state = self.checkpoints.load_newest()
+        notes = compare_runs(path, state["run"], self.identity, allow_data_change)
+        load_weights(self.trainer.model, state["model"], "现在的配置")
         try:
-            for record in trainer.run(budget):
-                say(format_log_line(record))
-                check_finite(record)
-                files.add_record(record)
-                if record.step and (kept is None or trainer.settings.keep == "last" or is_better(record, kept)):
-                    files.save_model(trainer)
-                    kept = record
-        finally:
-            bar.close()
-    if received:
-        _leave(trainer, files, kept, received[0])
-    files.draw_curve()
-    return kept
+            self.trainer.load_progress(state)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+            raise UserError(path, f"里面的训练状态与现在的模型不符（{error}）") from None
+        self.budget.continue_after(state["seconds"])
+        self.name = state["name"]
+        self.files.continue_run([Evaluation(**record) for record in state["records"]], self.name)
+        self._saved = self._position()
+        for note in notes:
+            hint(note)
+        say(f"从第 {self.trainer.step} 步继续：{path}")
+
+    def run(self) -> Kept:
+        """-> 模型文件里是哪一步的权重。被信号打断时先保存，再以相应的退出码离开。"""
+        bar = ProgressBar(self.trainer, self.budget)
+        spikes = SpikeDetector()
+
+        def on_step(loss: float, progress: float) -> None:
+            bar.update(loss, progress)
+            if text := spikes.describe_spike(self.trainer.step, loss):
+                hint(text)
+
+        self.trainer.on_step, self.trainer.between_steps = on_step, self._save_when_due
+        with stop_on_signal(self.trainer) as received:
+            try:
+                self._consume_evaluations()
+                self._save_checkpoint()
+            except Interrupted:
+                self._leave(received[0])
+            except NotFiniteError as error:
+                raise NotFiniteError(error.step, error.reason, self._advise_lower_learning_rate()) from None
+            except UserError:
+                raise
+            except Exception:
+                self._save_before_failing()
+                raise
+            finally:
+                bar.close()
+        self.files.draw_curve()
+        return self.files.kept
+
+    def _consume_evaluations(self) -> None:
+        for record in self.trainer.run(self.budget):
+            say(format_log_line(record))
+            check_finite(record)
+            self.files.add_record(record)
+            if record.step and self._is_worth_keeping(record):
+                self.files.save_model(self.trainer, self.name, record.validate_loss)
+        if self.files.kept is None:  # 接着一次已经做完的训练，模型文件却不在了
+            self.files.save_model(self.trainer, self.name, self.files.records[-1].validate_loss)
+
+    def _is_worth_keeping(self, record: Evaluation) -> bool:
+        kept = self.files.kept
+        if kept is None or kept.validate_loss is None or self.trainer.settings.keep == "last":
+            return True
+        return record.validate_loss < kept.validate_loss
+
+    def _position(self) -> tuple:
+        return self.trainer.step, self.trainer.evaluated_step
+
+    def _save_when_due(self) -> None:
+        """两步之间：到了时间、步数，或一轮刚结束，就存一个检查点。"""
+        trainer, settings = self.trainer, self.trainer.settings
+        elapsed = time.monotonic() - self._saved_at
+        is_cheap = settings.save_minutes is not None or self._save_seconds <= elapsed * SAVE_FRACTION
+        is_time = elapsed >= (60 * settings.save_minutes if settings.save_minutes else SAVE_SECONDS)
+        is_epoch_end = trainer.samples_done == len(trainer.train_loader.sampler)
+        is_counted = settings.save_every and trainer.step % settings.save_every == 0
+        if trainer.step and (is_counted or is_cheap and (is_time or is_epoch_end)):
+            self._save_checkpoint()
+        trainer.check_stop()
+
+    def _save_checkpoint(self) -> None:
+        if self._saved == self._position():
+            return
+        begin = time.monotonic()
+        self.checkpoints.save(
+            {
+                **self.trainer.state(),
+                "run": asdict(self.identity),
+                "name": self.name,
+                "seconds": self.budget.seconds,
+                "records": [asdict(record) for record in self.files.records],
+            }
+        )
+        self._saved, self._saved_at = self._position(), time.monotonic()
+        self._save_seconds = self._saved_at - begin
+
+    def _save_before_failing(self) -> None:
+        """出错离开之前，状态完好就存一个检查点；存不成只说一声，要紧的是原来的错误。"""
+        if self.trainer.is_consistent and self.files.records and is_finite(self.trainer.model):
+            try:
+                self._save_checkpoint()
+            except UserError as error:
+                hint(str(error))
+
+    def _advise_lower_learning_rate(self) -> str:
+        rate = f"--learning_rate {self.trainer.settings.learning_rate / 3:.2g}"
+        if self._saved is None:
+            return f"这一步没有保存；减小学习率再试，如 {rate}。"
+        return f"这一步没有保存；从第 {self._saved[0]} 步的检查点继续，学习率小一些：--resume {rate}。"
+
+    def _leave(self, signum: int) -> None:
+        """存下现在的状态，再以信号约定的退出码离开。"""
+        trainer, files = self.trainer, self.files
+        is_sound = trainer.step > 0 and is_finite(trainer.model)
+        if is_sound:
+            if files.kept is None or trainer.settings.keep == "last":
+                files.save_model(trainer, self.name, None)
+            self._save_checkpoint()
+        if files.records:
+            files.draw_curve()
+        where = f"{files.model} 里是第 {files.kept.step} 步的权重" if files.kept else "还没有可保存的权重"
+        action = "保存，用 --resume 继续" if is_sound else "停止"
+        hint(f"已在第 {trainer.step} 步{action}；{where}。")
+        leave_by_signal(signum)
 
 
 def check_finite(record: Evaluation) -> None:
     """损失不是有限数的权重不值得保存。"""
     if not math.isfinite(record.train_loss + record.validate_loss):
-        reason = f"训练损失为 {record.train_loss}，验证损失为 {record.validate_loss}"
-        raise RunError(f"第 {record.step} 步", reason, "这一步没有保存；减小 --learning_rate 再试。")
+        raise NotFiniteError(record.step, f"训练损失为 {record.train_loss}，验证损失为 {record.validate_loss}")
 
 
 def is_finite(model: nn.Module) -> bool:
     return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
-
-
-def is_better(record: Evaluation, kept: Evaluation) -> bool:
-    return record.validate_loss < kept.validate_loss
-
-
-def _leave(trainer: Trainer, files: RunFiles, kept: Evaluation | None, signum: int) -> None:
-    if trainer.step and (kept is None or trainer.settings.keep == "last") and is_finite(trainer.model):
-        files.save_model(trainer)
-        saved_step = trainer.step
-    else:
-        saved_step = kept.step if kept else None
-    if files.records:
-        files.draw_curve()
-    message = f"，{files.model} 里是第 {saved_step} 步的权重" if saved_step else "，还没有可保存的权重"
-    hint(f"已在第 {trainer.step} 步停止{message}。")
-    raise KeyboardInterrupt if signum == signal.SIGINT else Terminated

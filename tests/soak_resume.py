@@ -1,0 +1,153 @@
+"""逐位相同的续练：在一次两轮训练里每一个能停的地方停下，接着训练，与不中断的比较。"""
+
+import contextlib
+import json
+import random
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from conftest import tiny_config
+from model.language_model import LanguageModel
+from utils.budget import Budget
+from utils.checkpoint import read_model_file
+from utils.data_loader import EpochSampler, WindowDataset, create_dataloader
+from utils.device import autocast
+from utils.optimizers import build_optimizers
+from utils.run_identity import RunIdentity
+from utils.settings import TrainingSettings
+from utils.train_utils import Trainer
+from utils.training_run import TrainingRun
+
+CPU = torch.device("cpu")
+NUM_WINDOWS, CONTEXT = 26, 16  # 每批 4 个：一轮 7 批，最后一批只有 2 个；累积 3 批，一轮 3 步
+NUM_EPOCHS = 2
+
+
+@dataclass(frozen=True)
+class Variant:
+    """一种训练的做法。"""
+
+    optimizer: str
+    dtype: torch.dtype
+
+    def settings(self, **changes) -> TrainingSettings:
+        values = {
+            "batch_size": 4,
+            "accumulation_steps": 3,
+            "eval_freq": 2,
+            "learning_rate": 0.003,
+            "epochs": NUM_EPOCHS,
+        }
+        return TrainingSettings(optimizer=self.optimizer, **{**values, **changes})
+
+
+VARIANTS = [Variant(name, dtype) for name in ("adamw", "muon") for dtype in (torch.float32, torch.bfloat16)]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """一次训练的全部结果，浮点数都是十六进制，好逐位比较。"""
+
+    losses: dict[int, str]  # {步: 训练损失}
+    log: list[dict]
+    curve: bytes
+    weights: dict[str, torch.Tensor]  # 最后的
+    kept: tuple  # 模型文件里的：第几步、验证损失、权重
+
+    def differences(self, other: "Outcome") -> list[str]:
+        """与 other 不同的项。"""
+        names = [name for name in ("losses", "log", "curve") if getattr(self, name) != getattr(other, name)]
+        pairs = {"weights": (self.weights, other.weights), "kept": (self.kept[2], other.kept[2])}
+        names += [name for name, pair in pairs.items() if not _same_tensors(*pair)]
+        return names + (["kept"] if self.kept[:2] != other.kept[:2] else [])
+
+
+def _same_tensors(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def make_trainer(settings: TrainingSettings, dtype: torch.dtype = torch.float32, seed: int = 5) -> Trainer:
+    """小模型和固定的数据；seed 管初始的权重和 dropout。"""
+    torch.manual_seed(seed)
+    token_ids = torch.randint(0, 300, (NUM_WINDOWS * CONTEXT + 1,), generator=torch.Generator().manual_seed(7))
+    train, validate = WindowDataset(token_ids, CONTEXT, CONTEXT), WindowDataset(token_ids[:113], CONTEXT, CONTEXT)
+    sampler = EpochSampler(len(train), settings.seed)
+    loaders = create_dataloader(train, settings.batch_size, sampler), create_dataloader(validate, settings.batch_size)
+    model = LanguageModel(tiny_config(drop_rate=0.2))
+    return Trainer(model, build_optimizers(model, settings), *loaders, settings, autocast(CPU, dtype))
+
+
+def start_run(
+    trainer: Trainer, model_path: Path, dtype: torch.dtype = torch.float32, data: str = "数据"
+) -> TrainingRun:
+    settings = trainer.settings
+    total_steps = min(settings.epochs * trainer.steps_per_epoch, settings.max_steps or 10**9)
+    identity = RunIdentity.of(trainer.model, data, settings, dtype, False)
+    return TrainingRun(trainer, Budget(total_steps), model_path, identity)
+
+
+@contextlib.contextmanager
+def recorded_losses(trainer: Trainer, losses: dict[int, str]) -> Iterator[None]:
+    """把每一步的训练损失记进 losses。"""
+    train_step = trainer._train_step
+
+    def step(batches: list, progress: float) -> float:
+        loss = train_step(batches, progress)
+        losses[trainer.step] = loss.hex()
+        return loss
+
+    trainer._train_step = step
+    yield
+
+
+def run_and_stop(variant: Variant, model_path: Path, stop_at: int | None, losses: dict[int, str]) -> Trainer:
+    """训练（有检查点就接着），第 stop_at 次问要不要停时收到 SIGTERM；返回 trainer。"""
+    trainer = make_trainer(variant.settings(), variant.dtype, seed=random.randrange(10**6) if losses else 5)
+    run = start_run(trainer, model_path, variant.dtype)
+    run.prepare(is_resuming=run.checkpoints.folder.exists())
+    asked, check_stop = iter(range(10**9)), trainer.check_stop
+
+    def check() -> None:
+        if next(asked) == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        check_stop()
+
+    trainer.check_stop = check
+    with recorded_losses(trainer, losses):
+        run.run()
+    trainer.num_asked = next(asked)
+    return trainer
+
+
+def outcome_of(trainer: Trainer, model_path: Path, losses: dict[int, str]) -> Outcome:
+    log = [json.loads(line) for line in Path(f"{model_path}.log.jsonl").read_text(encoding="utf-8").splitlines()]
+    for record in log:
+        del record["seconds"]
+    file = read_model_file(model_path)
+    weights = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    kept = {name: value.clone() for name, value in file.weights.items()}
+    origin = file.origin["step"], file.origin["validate_loss"].hex()
+    hexed = [{name: value.hex() if isinstance(value, float) else value for name, value in row.items()} for row in log]
+    return Outcome(dict(losses), hexed, Path(f"{model_path}.loss.png").read_bytes(), weights, (*origin, kept))
+
+
+def interrupted(variant: Variant, folder: Path, stops: list[int]) -> Outcome:
+    """依次在 stops 的各处被打断，每次接着训练，最后跑完。"""
+    from utils.errors import Terminated
+
+    model_path, losses = folder / "model.pth", {}
+    for stop_at in stops:
+        with contextlib.suppress(Terminated):
+            run_and_stop(variant, model_path, stop_at, losses)
+    return outcome_of(run_and_stop(variant, model_path, None, losses), model_path, losses)
+
+
+def uninterrupted(variant: Variant, folder: Path) -> tuple[Outcome, int]:
+    """-> (结果, 一共有几处可以停)"""
+    losses = {}
+    trainer = run_and_stop(variant, folder / "model.pth", None, losses)
+    return outcome_of(trainer, folder / "model.pth", losses), trainer.num_asked

@@ -1,0 +1,86 @@
+"""是不是同一次训练：接着训练之前，把检查点记下的与现在的逐项比较。"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils.device import processor_name
+from utils.errors import UserError
+from utils.settings import TrainingSettings
+
+FIXED_SETTINGS = ("seed", "stride", "optimizer")  # 数据的顺序和优化器的状态由它们决定，中途不能换
+HARMLESS_SETTINGS = (
+    "save_minutes",
+    "save_every",
+    "keep",
+    "sample_prompt",
+    "device",
+    "dtype",
+)  # 不影响结果，或另记在环境里
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """决定一次训练结果的全部东西，都是能写进文件的基本类型。"""
+
+    config: dict
+    tokenizer: str  # 指纹
+    data: str  # 指纹
+    settings: dict
+    environment: dict  # {名字: 值}；不同时结果可能有细微差别
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, data_digest: str, settings: TrainingSettings, dtype: torch.dtype, is_compiled: bool
+    ) -> "RunIdentity":
+        device = next(model.parameters()).device
+        environment = {
+            "设备": device.type if device.type != "cuda" else torch.cuda.get_device_name(device),
+            "精度": str(dtype).removeprefix("torch."),
+            "线程数": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+            "处理器": processor_name(),
+            "编译": is_compiled,
+        }
+        tokenizer = _digest(model.tokenizer_state)
+        return cls(model.cfg.to_dict(), tokenizer, data_digest, asdict(settings), environment)
+
+    @property
+    def digest(self) -> str:
+        """这次训练的名字：命令、数据、机器都相同的两次训练同名，它们的结果也逐位相同。"""
+        return _digest(asdict(self))
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def compare_runs(path: Path, recorded: dict, ours: RunIdentity, allow_data_change: bool) -> list[str]:
+    """recorded 是检查点 path 里的 asdict(RunIdentity)。不能接着训练的差别抛出 UserError，可以的返回说明。"""
+    for field, old, new in _differences(recorded["config"], ours.config):
+        raise UserError(path, f"{field} 是 {old}，现在的配置是 {new}", "换回原来的配置，或去掉 --resume 从头训练。")
+    if recorded["data"] != ours.data and not allow_data_change:
+        raise UserError(path, "数据与检查点记录的不同", "换回原文件，或加 --allow_data_change。")
+    if recorded["tokenizer"] != ours.tokenizer:
+        raise UserError(path, "词表与检查点记录的不同", "换回原来的数据和配置，或去掉 --resume 从头训练。")
+    notes = []
+    for field, old, new in _differences(recorded["settings"], ours.settings):
+        if field in FIXED_SETTINGS:
+            raise UserError(path, f"训练时 --{field} 是 {old}，现在是 {new}", f"改回 --{field} {old}。")
+        if field not in HARMLESS_SETTINGS:
+            notes.append(f"提示：{field} 由 {old} 改为 {new}，从这里起用新的")
+    changes = [
+        f"{name}由 {old} 变为 {new}" for name, old, new in _differences(recorded["environment"], ours.environment)
+    ]
+    if changes:
+        notes.append(f"提示：{'，'.join(changes)}，结果与不中断的训练可能不再逐位相同")
+    return notes
+
+
+def _differences(old: dict, new: dict) -> list[tuple[str, object, object]]:
+    """[(名字, 旧值, 新值)]"""
+    return [(name, old.get(name), value) for name, value in new.items() if old.get(name) != value]
