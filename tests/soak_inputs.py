@@ -195,7 +195,7 @@ def write_json(value: object) -> str:
 def valid_value(rng: random.Random, key: str) -> object:
     """key 在某份合法的配置里的值。"""
     sections = [section for config in CONFIGS for section in (config, config["tokenizer"], config["training"])]
-    return rng.choice([section[key] for section in sections if key in section] or [1])
+    return copy.deepcopy(rng.choice([section[key] for section in sections if key in section] or [1]))
 
 
 def strange_value(rng: random.Random) -> Json:
@@ -209,8 +209,8 @@ def strange_value(rng: random.Random) -> Json:
 
 def change_value(rng: random.Random, values: dict) -> None:
     """换掉、删去、改名、重复或添加一个字段；不会把 values 删空。"""
-    section = rng.choice([item for item in (values, values, *values.values()) if isinstance(item, dict) and item])
-    key = rng.choice(list(section))
+    sections = [item for item in (values, *values.values()) if isinstance(item, dict)]
+    section, key = rng.choice([(section, key) for section in sections for key in section])
     new = rng.choice((strange_value(rng), Json(rng.choice(NUMBERS)), valid_value(rng, key), valid_value(rng, key)))
     name = rng.choice((key + "s", key[:-1], key.upper(), random_text(rng, rng.randint(0, 20)), *valid_names()))
     action = rng.choice(("replace", "replace", "replace", "replace", "delete", "rename", "repeat", "add"))
@@ -335,7 +335,7 @@ def fuzz_command_lines(count: int, seed: int, folder: Path) -> str:
     soak = Soak("命令行", seed, folder)
     for rng in soak.cases(count):
         program = rng.choice(list(openings))
-        middle = [item for _ in range(rng.choice((1, 1, 2, 4))) for item in random_flag(rng, flags[program])]
+        middle = [item for _ in range(rng.choice((0, 1, 1, 2, 3))) for item in random_flag(rng, flags[program])]
         args = [*openings[program], *rng.choice([*extras[program], []]), *middle, *endings[program]]
         soak.run(files, program, *args, stdin=rng.randbytes(rng.choice((0, 100))))
     return soak.summary()
@@ -415,7 +415,6 @@ def check_in_terminal(soak: Soak, rng: random.Random, files: Files, text: str, e
 
 def fuzz_prompts(count: int, seed: int, folder: Path) -> str:
     """任意的 Unicode 当作开头：多数在本进程里续写，少数从命令行和标准输入。"""
-    torch.set_num_threads(1)
     files = train_tiny_model(folder)
     soak = Soak("开头", seed, folder)
     model, tokenizer = load(soak.folder / "model.pth", None)

@@ -43,9 +43,19 @@ class SoakResult(Result):
 
 
 def run_forked(
-    program: str, *args: object, cwd: Path, stdin: bytes = b"", encoding: str = "utf-8", timeout: int = 60
+    program: str,
+    *args: object,
+    cwd: Path,
+    stdin: bytes = b"",
+    encoding: str = "utf-8",
+    timeout: int = 60,
+    in_child: Callable[[], object] = lambda: None,
+    meanwhile: Callable[[int], object] = lambda child: None,
 ) -> SoakResult:
-    """同 conftest.run，但子进程由 fork 而来。encoding 是终端的编码，timeout 是时限（秒）。"""
+    """同 conftest.run，但子进程由 fork 而来。encoding 是终端的编码，timeout 是时限（秒）。
+
+    in_child 在子进程里、程序开始之前调用；meanwhile 在父进程里调用，收到子进程的编号，好给它发信号。
+    """
     _preload()
     argv = [os.fsdecode(os.fsencode(item)) for item in (ROOT / program, *map(str, args))]
     with ExitStack() as stack:
@@ -55,7 +65,8 @@ def run_forked(
         streams[0].seek(0)
         resident = psutil.Process().memory_info().rss
         if not (child := os.fork()):
-            _interpret(argv, lambda: _enter(cwd, streams, encoding, cache_dir, timeout))
+            _interpret(argv, lambda: (_enter(cwd, streams, encoding, cache_dir, timeout), in_child()))
+        meanwhile(child)
         _, status, usage = os.wait4(child, 0)
         stdout, stderr = (_read_all(stream).decode(encoding, "replace") for stream in streams[1:])
     code = os.waitstatus_to_exitcode(status)

@@ -4,7 +4,7 @@ import contextlib
 import json
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from utils.budget import Budget
 from utils.checkpoint import read_model_file
 from utils.data_loader import EpochSampler, WindowDataset, create_dataloader
 from utils.device import autocast
+from utils.errors import Terminated
 from utils.optimizers import build_optimizers
 from utils.run_identity import RunIdentity
 from utils.settings import TrainingSettings
@@ -137,8 +138,6 @@ def outcome_of(trainer: Trainer, model_path: Path, losses: dict[int, str]) -> Ou
 
 def interrupted(variant: Variant, folder: Path, stops: list[int]) -> Outcome:
     """依次在 stops 的各处被打断，每次接着训练，最后跑完。"""
-    from utils.errors import Terminated
-
     model_path, losses = folder / "model.pth", {}
     for stop_at in stops:
         with contextlib.suppress(Terminated):
@@ -151,3 +150,25 @@ def uninterrupted(variant: Variant, folder: Path) -> tuple[Outcome, int]:
     losses = {}
     trainer = run_and_stop(variant, folder / "model.pth", None, losses)
     return outcome_of(trainer, folder / "model.pth", losses), trainer.num_asked
+
+
+def cut_everywhere(count: int, seed: int, folder: Path) -> str:
+    """两轮训练里每一批、每次评估的每一批之前各停一次 (count 小时抽查)，再加几次连着停的；四种做法。"""
+    generator, num_cuts = random.Random(seed), 0
+    for number, variant in enumerate(VARIANTS):
+        (folder / f"whole-{number}").mkdir()
+        whole, num_places = uninterrupted(variant, folder / f"whole-{number}")
+        places = [[place] for place in range(num_places)]
+        places += [[generator.randrange(1, 8) for _ in range(6)] for _ in range(5)]
+        for stops in places if count >= len(places) else generator.sample(places, count):
+            path = folder / f"cut-{num_cuts}"
+            path.mkdir()
+            different = whole.differences(interrupted(variant, path, stops))
+            assert not different, f"{variant} 在 {stops} 停下再接着训练，{different} 不同"
+            num_cuts += 1
+    return f"AdamW 和 Muon、float32 和 bfloat16，共停 {num_cuts} 次，损失、日志、曲线、权重逐位相同"
+
+
+def measures() -> Iterator[tuple[str, int, Callable[[int, int, Path], str]]]:
+    """(名字, 个数, 函数)"""
+    yield "每一处停下再续", 100, cut_everywhere

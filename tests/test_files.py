@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from utils.errors import RunError, UserError
-from utils.files import check_input_file, check_output_path, keep_backup, write_atomically
+from utils.files import (
+    _create_temporary,
+    check_input_file,
+    check_output_path,
+    keep_backup,
+    remove_leftovers,
+    write_atomically,
+)
 
 
 def test_write_replaces_the_whole_file(tmp_path):
@@ -105,3 +112,49 @@ def test_input_must_be_a_regular_file(tmp_path):
         check_input_file(tmp_path, "数据文件")
     with pytest.raises(UserError, match="不是普通文件"):
         check_input_file(type(tmp_path)(os.devnull), "数据文件")
+
+
+def test_written_data_is_read_back_and_compared(tmp_path, monkeypatch):
+    """落盘之后磁盘上变了样：新文件不要，旧文件不动。"""
+    path, fsync = tmp_path / "a.bin", os.fsync
+    path.write_bytes(b"old")
+
+    def corrupt(descriptor):
+        fsync(descriptor)
+        os.pwrite(descriptor, b"?", 2)
+
+    monkeypatch.setattr(os, "fsync", corrupt)
+    with pytest.raises(RunError, match="读回来的与写进去的不同"):
+        write_atomically(path, lambda file: file.write(b"new data"))
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_file_is_on_disk_before_it_takes_the_name(tmp_path, monkeypatch):
+    """临时文件 fsync、改名、文件夹 fsync，依次。"""
+    calls, originals = [], (os.fsync, os.replace)
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(stat.S_ISDIR(os.fstat(fd).st_mode)), originals[0](fd)))
+    monkeypatch.setattr(os, "replace", lambda *names: (calls.append("replace"), originals[1](*names)))
+    write_atomically(tmp_path / "a", lambda file: file.write(b"x"))
+    assert calls == [False, "replace", True] if os.name != "nt" else [False, "replace"]
+
+
+def test_disk_without_room_is_refused_before_writing(tmp_path):
+    path, written = tmp_path / "a.bin", []
+    path.write_bytes(b"old")
+    with pytest.raises(RunError, match=r"a.bin：磁盘空间不够，需要 1,000,000,000,000.0 MB，所在磁盘还有 [\d,.]+ MB"):
+        write_atomically(path, written.append, num_bytes=10**18)
+    assert not written and path.read_bytes() == b"old"
+
+
+def test_only_leftovers_nobody_is_writing_are_removed(tmp_path):
+    with _create_temporary(tmp_path / "a") as alive:
+        dead = tmp_path / ".a.abcd1234.tmp"
+        dead.write_bytes(b"half")
+        (tmp_path / ".b.abcd1234.tmp").write_bytes(b"another")
+        (tmp_path / ".a.abcd12345.tmp").write_bytes(b"not our name")
+        (tmp_path / ".a.00000000.tmp").symlink_to(tmp_path / ".b.abcd1234.tmp")
+        remove_leftovers(tmp_path, "a")
+        assert not dead.exists()
+        names = {".b.abcd1234.tmp", ".a.abcd12345.tmp", ".a.00000000.tmp", os.path.basename(alive.name)}
+        assert {path.name for path in tmp_path.iterdir()} == names
+    remove_leftovers(tmp_path / "没有的文件夹", "a")

@@ -6,6 +6,7 @@ torch.save 写的是不压缩的 zip，每项有 crc32，但文件头、填充�
 import hashlib
 import io
 import pickletools
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,8 @@ END_BYTES = 22  # 没有注释时，目录结尾占这么多
 READ_BYTES = 1 << 20
 # state_dict 里只该有这些：张量、字典和基本类型；torch.load 允许的还有能占去大块内存的
 ALLOWED_GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
+STORAGE = re.compile(r"torch [A-Za-z0-9]+Storage")
+PICKLE_PROTOCOL = 2  # torch.save 总用这一种
 
 
 def check_archive(path: Path, kind: str = "模型文件", advice: str = "") -> None:
@@ -100,9 +103,13 @@ def _check_pickles(path: Path, archive: zipfile.ZipFile) -> None:
     for entry in archive.infolist():
         if entry.filename.endswith(".pkl"):
             for opcode, argument, _ in pickletools.genops(archive.read(entry)):
-                if opcode.name.endswith("GLOBAL") and not _is_allowed(str(argument)):
+                if not _is_allowed(opcode.name, argument):
                     raise UserError(path, f"{NOT_A_MODEL}（含有权重以外的内容，已拒绝读取）")
 
 
-def _is_allowed(name: str) -> bool:
-    return name in ALLOWED_GLOBALS or (name.startswith("torch ") and name.endswith("Storage"))
+def _is_allowed(opcode: str, argument: object) -> bool:
+    if opcode == "PROTO":
+        return argument == PICKLE_PROTOCOL
+    if not opcode.endswith("GLOBAL"):
+        return True
+    return argument in ALLOWED_GLOBALS or bool(STORAGE.fullmatch(str(argument)))

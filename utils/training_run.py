@@ -5,7 +5,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -100,9 +100,9 @@ class TrainingRun:
         self.trainer, self.budget, self.identity = trainer, budget, identity
         self.files, self.checkpoints = RunFiles(model_path), Checkpoints(checkpoint_folder(model_path))
         self.name = identity.digest
-        self._saved_at = time.monotonic()
-        self._save_seconds = 0.0  # 上一次保存用了多久
         self._saved: tuple | None = None  # 上一个检查点是哪一步，那时评估过没有
+        self._started = self._saved_at = time.monotonic()
+        self._saving_seconds = self._last_save_seconds = 0.0  # 写模型和检查点一共用了多久；上一个检查点用了多久
 
     def prepare(self, is_resuming: bool = False, allow_data_change: bool = False) -> None:
         """开始之前：看磁盘放不放得下，清理上次的残留，接上次的检查点（或提醒有可以接的）。"""
@@ -169,9 +169,9 @@ class TrainingRun:
             check_finite(record)
             self.files.add_record(record)
             if record.step and self._is_worth_keeping(record):
-                self.files.save_model(self.trainer, self.name, record.validate_loss)
+                self._save_model(record.validate_loss)
         if self.files.kept is None:  # 接着一次已经做完的训练，模型文件却不在了
-            self.files.save_model(self.trainer, self.name, self.files.records[-1].validate_loss)
+            self._save_model(self.files.records[-1].validate_loss)
 
     def _is_worth_keeping(self, record: Evaluation) -> bool:
         kept = self.files.kept
@@ -183,36 +183,50 @@ class TrainingRun:
         return self.trainer.step, self.trainer.evaluated_step
 
     def _save_when_due(self) -> None:
-        """两步之间：到了时间、步数，或一轮刚结束，就存一个检查点。"""
+        """两步之间：到了时间、步数，或一轮刚结束，就存一个检查点；之后看看要不要停。"""
         trainer, settings = self.trainer, self.trainer.settings
         elapsed = time.monotonic() - self._saved_at
-        is_cheap = settings.save_minutes is not None or self._save_seconds <= elapsed * SAVE_FRACTION
         is_time = elapsed >= (60 * settings.save_minutes if settings.save_minutes else SAVE_SECONDS)
         is_epoch_end = trainer.samples_done == len(trainer.train_loader.sampler)
         is_counted = settings.save_every and trainer.step % settings.save_every == 0
-        if trainer.step and (is_counted or is_cheap and (is_time or is_epoch_end)):
+        if trainer.step and (is_counted or (is_time or is_epoch_end) and self._is_cheap()):
             self._save_checkpoint()
         trainer.check_stop()
 
+    def _is_cheap(self) -> bool:
+        """再存一个检查点，保存也不会超过训练时间的 SAVE_FRACTION；指定了间隔就照办。"""
+        limit = (time.monotonic() - self._started) * SAVE_FRACTION
+        is_fixed = self.trainer.settings.save_minutes is not None
+        return is_fixed or self._saving_seconds + self._last_save_seconds <= limit
+
     def _save_checkpoint(self) -> None:
-        if self._saved == self._position():
+        """这一步还没有存过，权重也都是有限数，就存一个检查点。"""
+        if self._saved == self._position() or not is_finite(self.trainer.model):
             return
-        begin = time.monotonic()
-        self.checkpoints.save(
-            {
-                **self.trainer.state(),
-                "run": asdict(self.identity),
-                "name": self.name,
-                "seconds": self.budget.seconds,
-                "records": [asdict(record) for record in self.files.records],
-            }
-        )
+        state = {
+            **self.trainer.state(),
+            "run": asdict(self.identity),
+            "name": self.name,
+            "seconds": self.budget.seconds,
+            "records": [asdict(record) for record in self.files.records],
+        }
+        self._last_save_seconds = self._timed(lambda: self.checkpoints.save(state))
         self._saved, self._saved_at = self._position(), time.monotonic()
-        self._save_seconds = self._saved_at - begin
+
+    def _save_model(self, validate_loss: float | None) -> None:
+        self._timed(lambda: self.files.save_model(self.trainer, self.name, validate_loss))
+
+    def _timed(self, save: Callable[[], object]) -> float:
+        """做一次保存，返回用了几秒。"""
+        begin = time.monotonic()
+        save()
+        seconds = time.monotonic() - begin
+        self._saving_seconds += seconds
+        return seconds
 
     def _save_before_failing(self) -> None:
         """出错离开之前，状态完好就存一个检查点；存不成只说一声，要紧的是原来的错误。"""
-        if self.trainer.is_consistent and self.files.records and is_finite(self.trainer.model):
+        if self.trainer.is_consistent and self.files.records:
             try:
                 self._save_checkpoint()
             except UserError as error:
@@ -230,7 +244,7 @@ class TrainingRun:
         is_sound = trainer.step > 0 and is_finite(trainer.model)
         if is_sound:
             if files.kept is None or trainer.settings.keep == "last":
-                files.save_model(trainer, self.name, None)
+                self._save_model(None)
             self._save_checkpoint()
         if files.records:
             files.draw_curve()
