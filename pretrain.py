@@ -9,7 +9,7 @@ import time
 
 from model.config import ModelConfig, count_parameters
 from utils import cli
-from utils.checkpoint_files import checkpoint_folder, require_checkpoints
+from utils.checkpoint_files import check_resume_flags, checkpoint_folder
 from utils.config_file import ConfigFile, read_config
 from utils.errors import UserError, run_program
 from utils.file_lock import output_lock
@@ -26,7 +26,6 @@ def parse_args() -> argparse.Namespace:
     add("--model_path", type=cli.file_path, default="model.pth", help="权重保存到哪里（默认 %(default)s）")
     add("--encoding", type=cli.text_encoding, default="utf-8", help="语料的编码（默认 %(default)s）")
     add_training_arguments(parser)
-    add("--dry_run", action="store_true", help="只算不练：试跑几步，报出参数、内存和时间，什么也不写")
     return parser.parse_args()
 
 
@@ -37,8 +36,7 @@ def main() -> None:
     settings = TrainingSettings.from_sources(config.training, args, args.config)
     source = TextFile.scan(args.data_path, args.encoding)
     check_output_path(args.model_path, inputs=(args.config, args.data_path))
-    if args.resume:
-        require_checkpoints(args.model_path)
+    check_resume_flags(args, args.model_path)
     with contextlib.nullcontext() if args.dry_run else output_lock(args.model_path):
         # torch 要一两秒才能载入；放到检查之后，写错的参数和 --help 立刻有回应
         train(args, config, settings, source, started)
@@ -52,15 +50,12 @@ def train(
     from model.language_model import LanguageModel
     from utils import device as devices
     from utils import dry_run, report
-    from utils.budget import plan_budget
     from utils.corpus import Corpus
     from utils.memory import keep_freed_memory
-    from utils.optimizers import build_optimizers
     from utils.resume import recorded_tokenizer
     from utils.run_identity import RunIdentity
-    from utils.train_utils import Trainer
     from utils.training_memory import TrainingMemory
-    from utils.training_run import TrainingRun
+    from utils.training_program import build_trainer, train_to_file
 
     keep_freed_memory()
     cfg = config.model
@@ -73,7 +68,7 @@ def train(
         reason = f"vocab_size={cfg.vocab_size} 小于分词器词表 {corpus.tokenizer.vocab_size}"
         raise UserError(config.path, reason, "把 vocab_size 改成分词器词表的大小。")
     loaders = corpus.create_loaders(cfg.context_length, settings)
-    memory = TrainingMemory(cfg, sum(count_parameters(cfg).values()), settings, device)
+    memory = TrainingMemory(cfg, settings, device)
     if args.dry_run:  # 装不下时也要看得到为什么，所以在检查之前
         dry_run.print_parameters(count_parameters(cfg))
         dry_run.print_memory(memory)
@@ -84,19 +79,11 @@ def train(
     model.tokenizer_state = corpus.tokenizer.state()
     if args.compile:
         model.compile()
-    trainer = Trainer(model, build_optimizers(model, settings), *loaders, settings, devices.autocast(device, dtype))
+    trainer = build_trainer(model, loaders, settings, dtype)
     report.print_start(trainer, corpus, config.path, dtype)
-    with memory.explain_lack():
-        budget = plan_budget(trainer, started)
-        if args.dry_run:
-            report.print_plan(trainer, budget)
-            return
-        identity = RunIdentity.of(model, source.digest, settings, dtype, args.compile)
-        run = TrainingRun(trainer, budget, args.model_path, identity)
-        run.prepare(args.resume, args.allow_data_change)
-        report.print_plan(trainer, budget)
-        run.run()
-    report.print_result(trainer, corpus, run.files)
+    identity = RunIdentity.of(model, f"{source.digest} {source.encoding}", settings, dtype, {})
+    if files := train_to_file(trainer, args.model_path, identity, memory, args, started):
+        report.print_result(trainer, corpus, files)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ from statistics import median
 import torch
 from torch import Tensor
 
-import generate
 from benchmarks import peer, weights
 from benchmarks.measure import ROOT, alternate, in_new_process, pooled
 from benchmarks.tables import gigabytes, ratio, spread, table
 from benchmarks.train_step import CPU, OURS, SEED, THEIRS
 from utils.generation import Sampling, generate_tokens, read_prompt
+from utils.model_loading import move_model
 
 CHOICES = {OURS: ("auto", "float32", "float16", "bfloat16", "int8"), THEIRS: ("float32", "bfloat16")}
 SKIPPED = 2  # 读完提示语后的头两个 token 还在预热，不算
@@ -116,8 +116,8 @@ def random_prompt(length: int, vocab_size: int) -> Tensor:
 
 def our_timer(path: str, dtype: str) -> Timer:
     """generate.py 的生成。"""
-    model, tokenizer = generate.load(Path(path), None)
-    model = generate.to_device(model.eval(), CPU, dtype)
+    model, tokenizer = weights.load(Path(path))
+    model = move_model(model.eval(), CPU, dtype)
 
     def time_tokens(prompt_length: int, new_tokens: int) -> list[float]:
         token_ids = random_prompt(prompt_length, tokenizer.vocab_size)

@@ -5,11 +5,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import generate
+from benchmarks import weights
 from benchmarks.train_step import CPU
 from utils.compact_weights import FORMATS
 from utils.cross_entropy import cross_entropy
 from utils.data_loader import WindowDataset, split_point
+from utils.model_loading import move_model
 from utils.text_file import TextFile
 from utils.text_utils import Tokenizer
 
@@ -21,7 +22,7 @@ def format_errors(model_path: Path, corpus: Path) -> dict[str, dict[str, float]]
 
     -> {格式: {"loss": 损失相对 float32 变了百分之几, "logits": 分数的最大误差与最大分数之比，百分之几}}
     """
-    model, tokenizer = generate.load(model_path, None)
+    model, tokenizer = weights.load(model_path)
     windows = validate_windows(corpus, tokenizer, model.cfg.context_length)
     targets = torch.cat([targets for _, targets in windows])
     expected = read_logits(model_path, windows, "float32")
@@ -46,8 +47,8 @@ def validate_windows(corpus: Path, tokenizer: Tokenizer, seq: int) -> list[tuple
 @torch.inference_mode()
 def read_logits(model_path: Path, windows: list[tuple[Tensor, Tensor]], name: str) -> Tensor:
     """像生成那样一次读一个 token，权重是 name 格式。-> (token 数, vocab_size)"""
-    model, _ = generate.load(model_path, None)
-    model = generate.to_device(model.eval(), CPU, name)
+    model, _ = weights.load(model_path)
+    model = move_model(model.eval(), CPU, name)
     logits = []
     for inputs, _ in windows:
         cache = model.new_cache()

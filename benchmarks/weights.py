@@ -1,4 +1,4 @@
-"""随机权重的模型文件：量速度用不着训练过的。"""
+"""测量用的模型文件：写出随机权重的（量速度用不着训练过的），照 generate.py 那样读回来。"""
 
 from pathlib import Path
 
@@ -8,7 +8,8 @@ from model.config import ModelConfig
 from model.language_model import LanguageModel
 from utils.checkpoint import save_model
 from utils.config_file import read_config
-from utils.text_utils import load_gpt2_tokenizer
+from utils.model_loading import load_model, open_language_model
+from utils.text_utils import Tokenizer, load_gpt2_tokenizer
 
 SEED = 123
 
@@ -20,3 +21,7 @@ def save(config: str, path: str) -> dict:
     model.tokenizer_state = load_gpt2_tokenizer().state()
     save_model(Path(path), model)
     return {}
+
+
+def load(path: Path) -> tuple[LanguageModel, Tokenizer]:
+    return load_model(open_language_model(path), ModelConfig.from_dict, LanguageModel)

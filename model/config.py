@@ -114,6 +114,11 @@ class ModelConfig:
             raise ConfigError(f"缺少字段 {'、'.join(missing)}")
         return cls(**values)
 
+    @property
+    def num_parameters(self) -> int:
+        """参数总数。"""
+        return sum(count_parameters(self).values())
+
     def to_dict(self) -> dict:
         return asdict(self)
 

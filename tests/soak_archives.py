@@ -1,5 +1,7 @@
 """坏掉的和恶意的文件：翻转一位、截断、随机字节、装着代码或谎报大小的 pickle，一律以一行话拒绝。"""
 
+import copy
+import functools
 import io
 import pickle
 import random
@@ -14,7 +16,7 @@ from soak_resume import make_trainer, start_run
 from benchmarks.machine import peak_bytes
 from conftest import tiny_config
 from model.language_model import LanguageModel
-from utils.checkpoint import load_weights, read_model_file
+from utils.checkpoint import load_weights, read_model_file, save_state
 from utils.checkpoint_files import checkpoint_folder, list_checkpoints
 from utils.errors import UserError
 from utils.resume import read_checkpoint
@@ -111,10 +113,16 @@ def write_archive(path: Path, program: bytes, generator: random.Random) -> None:
     """照 torch.save 的布局把 pickle 程序写成文件；张量的数据只有几个字节。"""
     buffer = io.BytesIO()
     torch.save({"w": torch.ones(generator.randrange(1, 9))}, buffer)
+    is_disguised = generator.random() < 0.3
     with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(path, "w") as target:
         for entry in source.infolist():
-            data = program if entry.filename.endswith("data.pkl") else source.read(entry)
-            target.writestr(entry.filename, data)
+            is_program = entry.filename.endswith("data.pkl")
+            if is_program and is_disguised:  # torch 找名字不分大小写
+                name = generator.choice(("archive/DATA.PKL", "archive/Data.pkl", "other/data.pkl", "archive/data.pkl2"))
+                target.writestr(name, program)
+            target.writestr(entry.filename, program if is_program and not is_disguised else source.read(entry))
+    if generator.random() < 0.1:  # 前面垫一份好的：两处目录，Python 与 torch 各认一处
+        path.write_bytes(buffer.getvalue() + path.read_bytes())
 
 
 def text(value: str) -> bytes:
@@ -203,6 +211,7 @@ def attack_with_structure(generator: random.Random) -> bytes:
         b"N" * depth + b"t",
         b"(" * depth + b"t" * depth,
         b"]q\x00" + b"(h\x00h\x00e" * 3000,
+        b"]" * 3_000_000,
     )
     return state_of(generator.choice(programs))
 
@@ -230,9 +239,51 @@ ATTACKS = [
 ]
 
 
+def leaves_of(value: object, path: tuple = ()) -> Iterator[tuple]:
+    """嵌套的字典和列表里每一个值所在的路径。"""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*path, key)
+        yield from leaves_of(item, (*path, key))
+
+
+STRANGE = [None, -1, 0, 7.5, 2**70, float("nan"), float("inf"), "", "x", "\ud800", [], {}, [1], {"a": 1}, True, b"x"]
+STRANGE += [torch.tensor(1.0), torch.zeros(0), torch.full((3,), torch.nan), torch.zeros(2, 2, dtype=torch.int64)]
+
+
+def changed_checkpoints(count: int, seed: int, folder: Path) -> str:
+    """完好的检查点里随便一处换成别的值、删去或添一项；要么拒绝，要么接得下去，没有别的结局。"""
+    generator, num_refused = random.Random(seed), 0
+    _, checkpoint = write_good_files(folder)
+    good = torch.load(checkpoint, weights_only=True)
+    paths = list(leaves_of(good))
+    for _ in range(count):
+        state = copy.deepcopy(good)
+        *parents, key = path = generator.choice(paths)
+        place = functools.reduce(lambda value, name: value[name], parents, state)
+        action = generator.choice(("change", "change", "remove", "add"))
+        if action == "remove":
+            del place[key]
+        elif action == "add" and isinstance(place, dict):
+            place["多出来的"] = generator.choice(STRANGE)
+        else:
+            place[key] = generator.choice(STRANGE)
+        save_state(checkpoint, state)
+        num_refused += refuses(lambda _: resume_one_step(folder / "model.pth"), checkpoint, f"{action} {path}")
+    return f"{count:,} 次，拒绝 {num_refused:,} 次，其余接得下去"
+
+
+def resume_one_step(model_path: Path) -> None:
+    trainer = make_trainer(TrainingSettings(batch_size=4, epochs=1, eval_freq=100))
+    run = start_run(trainer, model_path)
+    run.prepare(is_resuming=True)
+    trainer._train_step(next(trainer._grouped_batches()), 0.5)
+
+
 def measures() -> Iterator[tuple[str, int, Callable[[int, int, Path], str]]]:
     """(名字, 个数, 函数)"""
     yield "翻转一位", 10_000, flip_bits
     yield "截断", 5_000, truncate
     yield "随机文件", 1_000, random_files
     yield "恶意 pickle", 1_000, hostile_pickles
+    yield "改动的检查点", 1_000, changed_checkpoints

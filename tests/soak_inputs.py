@@ -19,8 +19,8 @@ import torch
 from soak_process import SoakResult, run_forked
 from torch import nn
 
+from benchmarks.weights import load
 from conftest import ROOT, TINY_FILE
-from generate import load
 from utils.generation import Sampling, generate_tokens, read_text_prompt, stream_text
 from utils.text_utils import END_OF_TEXT, Tokenizer, load_gpt2_tokenizer
 
@@ -208,14 +208,13 @@ def change_value(rng: random.Random, values: dict) -> None:
     new = rng.choice((strange_value(rng), Json(rng.choice(NUMBERS)), valid_value(rng, key), valid_value(rng, key)))
     name = rng.choice((key + "s", key[:-1], key.upper(), random_text(rng, rng.randint(0, 20)), *valid_names()))
     action = rng.choice(("replace", "replace", "replace", "replace", "delete", "rename", "repeat", "add"))
+    old = section.pop(key) if action in ("delete", "rename") else section[key]
     if action == "repeat":
-        new = Json(f"{write_json(section[key])}, {write_json(key)}: {write_json(new)}")
-    elif action == "rename":
-        new = section[key]
-    if action in ("delete", "rename"):
-        del section[key]
-    if action != "delete":
-        section[key if action in ("replace", "repeat") else name] = new
+        new = Json(f"{write_json(old)}, {write_json(key)}: {write_json(new)}")
+    if action in ("replace", "repeat"):
+        section[key] = new
+    elif action in ("rename", "add"):
+        section[name] = old if action == "rename" else new
 
 
 def valid_names() -> list[str]:
@@ -302,9 +301,8 @@ def random_flag(rng: random.Random, flags: list[str]) -> list[str]:
     flag = rng.choice(flags)
     if rng.random() < 0.1:
         typo = flag.replace(rng.choice(flag[2:]), "", 1)
-        flag = rng.choice(
-            (typo, flag + "s", flag[1:], flag.upper(), "--", "-x", "--compile=1", random_argument(rng, 8))
-        )
+        invented = ("--", "-x", "--compile=1", random_argument(rng, 8))
+        flag = rng.choice((typo, flag + "s", flag[1:], flag.upper(), *invented))
     text = random_argument(rng, rng.choice((1, 5, 50))).replace("/", "")  # 不写到文件夹外面去
     value = rng.choice((*rng.choices(PATHS, k=2), *rng.choices(WORDS, k=2), *rng.choices(NUMBERS, k=4), text))
     return rng.choice((*[[flag, value]] * 6, [f"{flag}={value}"], [flag]))
@@ -316,21 +314,18 @@ def fuzz_command_lines(count: int, seed: int, folder: Path) -> str:
     files = train_tiny_model(folder)
     files |= {"broken.pth": files["model.pth"][:5000], "empty.txt": b""}
     openings = {"pretrain.py": ["--config", "tiny.json", "--data_path", "corpus.txt"], "generate.py": []}
-    endings = {"pretrain.py": ["--max_steps", "1"], "generate.py": ["--max_new_tokens", "2", "--num_samples", "1"]}
     extras = {
-        "pretrain.py": [
-            ["--dry_run"],
-            ["--model_path", "new/model.pth"],
-            ["--model_path", "new/model.pth", "--dry_run"],
-        ],
+        "pretrain.py": [["--dry_run"], ["--model_path", "new/model.pth"]],
         "generate.py": [["--prompt", "悟空"], ["--config", "tiny.json"], ["--quantize", "int8"]],
     }
+    endings = {"pretrain.py": ["--max_steps", "1"], "generate.py": ["--max_new_tokens", "2", "--num_samples", "1"]}
     flags = {program: real_flags(program, folder) for program in openings}
     soak = Soak("命令行", seed, folder)
     for rng in soak.cases(count):
         program = rng.choice(list(openings))
-        middle = [item for _ in range(rng.choice((0, 1, 1, 2, 3))) for item in random_flag(rng, flags[program])]
-        args = [*openings[program], *rng.choice([*extras[program], []]), *middle, *endings[program]]
+        chosen = [extra for extra in extras[program] if rng.random() < 0.4]
+        chosen += [random_flag(rng, flags[program]) for _ in range(rng.choice((0, 1, 1, 2, 3)))]
+        args = [*openings[program], *(item for items in chosen for item in items), *endings[program]]
         soak.run(files, program, *args, stdin=rng.randbytes(rng.choice((0, 100))))
     return soak.summary()
 
@@ -411,7 +406,7 @@ def fuzz_prompts(count: int, seed: int, folder: Path) -> str:
     """任意的 Unicode 当作开头：多数在本进程里续写，少数从命令行和标准输入。"""
     files = train_tiny_model(folder)
     soak = Soak("开头", seed, folder)
-    model, tokenizer = load(soak.folder / "model.pth", None)
+    model, tokenizer = load(soak.folder / "model.pth")
     model.eval()
     tokenizers = [tokenizer, load_gpt2_tokenizer()]
     for index, rng in enumerate(soak.cases(count)):

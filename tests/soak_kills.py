@@ -84,8 +84,8 @@ def send_after(signum: int, seconds: float) -> Callable[[int], None]:
 
 def kill_at_random(count: int, seed: int, folder: Path) -> str:
     """同一次训练随机 kill -9，直到杀满 count 次；做完一遍就换个文件夹再来。"""
-    generator, max_steps, num_kills, num_runs, lost = random.Random(seed), 4 * count + 200, 0, 0, 0
-    max_steps = min(max_steps, 2000)
+    generator, max_steps, num_kills, num_runs, lost = random.Random(seed), min(2000, 4 * count + 200), 0, 0, 0
+    num_while_training = 0
     whole = uninterrupted(folder, max_steps)
     while num_kills < count:
         task = make_task(folder / f"run-{num_runs}", max_steps)
@@ -96,6 +96,7 @@ def kill_at_random(count: int, seed: int, folder: Path) -> str:
                 break
             assert result.code == -signal.SIGKILL, (result.code, result.stderr)
             num_kills += 1
+            num_while_training += "训练：" in result.stdout
             after = task.saved_step()
             assert after >= before, f"检查点从第 {before} 步退到了第 {after} 步"
             printed = [int(step) for step in re.findall(r"\(Step (\d+)\)", result.stdout)]
@@ -106,7 +107,9 @@ def kill_at_random(count: int, seed: int, folder: Path) -> str:
         shutil.rmtree(task.folder)
         num_runs += 1
     assert lost <= SAVE_EVERY, f"丢了 {lost} 步"
-    return f"{num_kills:,} 次，做完 {num_runs} 遍，全部与不中断的逐位相同；至多丢 {lost} 步（每 {SAVE_EVERY} 步存一次）"
+    assert num_while_training > num_kills / 4, f"只有 {num_while_training} 次杀在训练开始之后"
+    when = f"{num_kills:,} 次（{num_while_training:,} 次在训练开始之后）"
+    return f"{when}，做完 {num_runs} 遍，全部与不中断的逐位相同；至多丢 {lost} 步（每 {SAVE_EVERY} 步存一次）"
 
 
 def kill_at_disk_call(number: int) -> Callable[[], None]:
@@ -153,12 +156,14 @@ def kill_at_every_disk_call(count: int, seed: int, folder: Path) -> str:
         assert task.outcome() == whole, f"在第 {number} 个磁盘操作之前杀死，结果不同"
         assert task.leftovers() == [], (number, task.leftovers())
         shutil.rmtree(task.folder)
+    assert num_kills
     return f"{num_kills} 处各一次，全部与不中断的逐位相同，没有残留"
 
 
 def terminate_at_random(count: int, seed: int, folder: Path) -> str:
     """随机时刻 SIGTERM：每次都以 143 离开，存好了，接着训练的结果逐位相同。"""
     generator, max_steps, num_signals, num_runs = random.Random(seed), min(2000, 20 * count + 200), 0, 0
+    num_saved = 0
     whole = uninterrupted(folder, max_steps, save_every=10**6)
     while num_signals < count:
         task = make_task(folder / f"run-{num_runs}", max_steps, save_every=10**6)
@@ -168,14 +173,17 @@ def terminate_at_random(count: int, seed: int, folder: Path) -> str:
                 break
             assert result.code == 128 + signal.SIGTERM, (result.code, result.stderr)
             num_signals += 1
-            if saved := re.search(r"已在第 (\d+) 步保存", result.stderr):
+            saved = re.search(r"已在第 (\d+) 步保存", result.stderr)
+            assert saved or "训练：" not in result.stdout or "已在第 0 步停止" in result.stderr, result.stderr
+            if saved:
+                num_saved += 1
                 assert task.saved_step() == int(saved[1])
         assert task.run().code == 0
         assert task.outcome() == whole, "结果与不中断的不同"
         assert task.leftovers() == []
         shutil.rmtree(task.folder)
         num_runs += 1
-    return f"{num_signals} 次，做完 {num_runs} 遍，全部与不中断的逐位相同"
+    return f"{num_signals} 次（{num_saved} 次在训练开始之后，全部存好），做完 {num_runs} 遍，全部与不中断的逐位相同"
 
 
 def measures() -> Iterator[tuple[str, int, Callable[[int, int, Path], str]]]:

@@ -34,6 +34,7 @@ class Variant:
 
     optimizer: str
     dtype: torch.dtype
+    keep: str = "best"
 
     def settings(self, **changes) -> TrainingSettings:
         values = {
@@ -43,10 +44,11 @@ class Variant:
             "learning_rate": 0.003,
             "epochs": NUM_EPOCHS,
         }
-        return TrainingSettings(optimizer=self.optimizer, **{**values, **changes})
+        return TrainingSettings(optimizer=self.optimizer, keep=self.keep, **{**values, **changes})
 
 
 VARIANTS = [Variant(name, dtype) for name in ("adamw", "muon") for dtype in (torch.float32, torch.bfloat16)]
+VARIANTS.append(Variant("adamw", torch.float32, keep="last"))
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def start_run(
 ) -> TrainingRun:
     settings = trainer.settings
     total_steps = min(settings.epochs * trainer.steps_per_epoch, settings.max_steps or 10**9)
-    identity = RunIdentity.of(trainer.model, data, settings, dtype, False)
+    identity = RunIdentity.of(trainer.model, data, settings, dtype, {})
     return TrainingRun(trainer, Budget(total_steps), model_path, identity)
 
 

@@ -1,10 +1,11 @@
 """utils/checkpoint_files.py：检查点的名字。"""
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
-from utils.checkpoint_files import checkpoint_folder, list_checkpoints, require_checkpoints, step_of
+from utils.checkpoint_files import check_resume_flags, checkpoint_folder, list_checkpoints, step_of
 from utils.errors import UserError
 
 
@@ -20,6 +21,15 @@ def test_only_checkpoints_are_listed_from_old_to_new(tmp_path):
     assert list_checkpoints(tmp_path / "没有") == []
 
 
-def test_resuming_nothing_is_refused(tmp_path):
+def test_flags_for_resuming_are_checked(tmp_path):
+    def check(resume: bool, allow_data_change: bool = False) -> None:
+        check_resume_flags(Namespace(resume=resume, allow_data_change=allow_data_change), tmp_path / "model.pth")
+
+    check(resume=False)
     with pytest.raises(UserError, match=r"model.pth.ckpt：没有检查点可以继续。去掉 --resume 从头训练。"):
-        require_checkpoints(tmp_path / "model.pth")
+        check(resume=True)
+    with pytest.raises(UserError, match="--allow_data_change：只与 --resume 同用"):
+        check(resume=False, allow_data_change=True)
+    (tmp_path / "model.pth.ckpt").mkdir()
+    (tmp_path / "model.pth.ckpt" / "step-00000001.ckpt").touch()
+    check(resume=True, allow_data_change=True)

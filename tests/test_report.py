@@ -122,10 +122,17 @@ def test_partial_evaluation_is_replaced_by_the_whole_validation_part(tmp_path, c
     assert line == f"Best validate loss {expected}"
 
 
+def test_weights_saved_by_an_interruption_are_evaluated_at_the_end(tmp_path, capsys):
+    trainer = make_trainer(corpus := corpus_of())
+    whole = calc_loss_loader(trainer.model, trainer.validate_loader)
+    line = result_lines(trainer, corpus, Kept(0, None), RunFiles(tmp_path / "m.pth"), capsys)[0]
+    assert line.startswith(f"Best validate loss {whole:.3f} ")
+
+
 def test_result_speaks_of_the_saved_weights_not_of_those_in_memory(tmp_path, capsys):
     corpus = corpus_of()
     trainer, files = make_trainer(corpus, eval_iter=1, batch_size=2), RunFiles(tmp_path / "m.pth")
-    files.save_model(trainer, "训练", 1.0)
+    files.save_model(trainer, 1.0)
     best = {name: value.clone() for name, value in trainer.model.named_parameters()}
     loss = calc_loss_loader(trainer.model, trainer.validate_loader)
     with torch.no_grad():

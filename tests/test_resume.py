@@ -1,5 +1,6 @@
 """utils/resume.py：检查点留几个，坏了怎么办，接上的是不是同一次训练。逐位相同的证明在 soak_resume.py。"""
 
+import math
 import os
 
 import pytest
@@ -75,7 +76,7 @@ def test_damaged_newest_is_kept_and_the_one_before_is_used(model_path, capsys):
     damaged = newest.read_bytes()
     run = resume(model_path)
     assert run.trainer.step == 6
-    assert capsys.readouterr().err == f"警告：{newest} 已损坏，改用 step-00000006.ckpt\n"
+    assert capsys.readouterr().err == f"警告：{newest} 不能用（校验失败（内容）），改用 step-00000006.ckpt\n"
     assert newest.read_bytes() == damaged
     run.run()  # 又走到第七步，写出同名的检查点
     assert newest.with_name(newest.name + ".bak").read_bytes() == damaged
@@ -91,7 +92,7 @@ def test_all_damaged_lists_every_file_and_deletes_nothing(model_path):
     with pytest.raises(UserError) as error:
         resume(model_path)
     assert all(path.name in str(error.value) for path in paths)
-    assert "校验失败" in str(error.value) and "已损坏或不是模型文件" in str(error.value)
+    assert "校验失败" in str(error.value) and "已损坏或不是检查点" in str(error.value)
     assert [path.read_bytes() for path in paths] == before
 
 
@@ -108,6 +109,12 @@ def test_newer_format_says_so_instead_of_falling_back(model_path):
     [
         lambda state: state.pop("random"),
         lambda state: state.update(optimizers=[{0: {"exp_avg": torch.full((2,), torch.nan)}}]),
+        lambda state: state["progress"].update(step=7.5),
+        lambda state: state["progress"].update(samples_done=-3),
+        lambda state: state["progress"].update(learning_rate=math.nan),
+        lambda state: state["records"][0].update(validate_loss="x"),
+        lambda state: state["run"].update(settings=3),
+        lambda state: state.update(is_finished=None),
         lambda state: state["progress"].update(step="七"),
         lambda state: state["progress"].pop("tokens"),
         lambda state: state.update(records=[{"step": 1}]),
@@ -125,6 +132,20 @@ def test_incomplete_checkpoint_counts_as_damaged(model_path, change):
     change(state)
     save_state(newest, state)
     assert resume(model_path).trainer.step == 6
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda values: values.pop("exp_avg_sq"), lambda values: values.update(exp_avg=torch.tensor(1.0))],
+    ids=["missing", "scalar"],
+)
+def test_state_that_does_not_fit_the_parameters_is_refused(model_path, change):
+    newest = list_checkpoints(checkpoint_folder(model_path))[-1]
+    state = torch.load(newest, weights_only=True)
+    change(state["optimizers"][0][0])
+    save_state(newest, state)
+    with pytest.raises(UserError, match="里面的训练状态与现在的模型不符"):
+        resume(model_path)
 
 
 def test_model_of_another_shape_is_refused(model_path):

@@ -14,19 +14,20 @@ def test_file_names_come_from_the_model_path(tmp_path):
     assert (files.log.name, files.curve.name) == ("my.pth.log.jsonl", "my.pth.loss.png")
 
 
-def test_old_files_become_backups_once_per_run(tmp_path, capsys):
+def test_old_files_get_a_second_name_before_anything_is_written(tmp_path, capsys):
     trainer, files = make_trainer(), RunFiles(tmp_path / "m.pth")
-    for path in (files.model, files.log, files.curve):
+    paths = (files.model, files.log, files.curve)
+    for path in paths:
         path.write_bytes(b"old")
-    for _ in range(2):  # 第二次写的是自己的文件，不再备份
-        files.save_model(trainer, "训练", 9.4)
-        files.add_record(RECORD)
-        files.draw_curve()
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == sorted(f"m.pth{end}{bak}" for end in ("", ".log.jsonl", ".loss.png") for bak in ("", ".bak"))
-    assert all((tmp_path / name).read_bytes() == b"old" for name in names if name.endswith(".bak"))
+    files.back_up_old_results()
+    assert all(path.read_bytes() == b"old" for path in paths)  # 写之前一刻也没有消失
+    files.save_model(trainer, 9.4)
+    files.add_record(RECORD)
+    files.draw_curve()
+    assert all(path.read_bytes() != b"old" for path in paths)
+    assert all(path.with_name(path.name + ".bak").read_bytes() == b"old" for path in paths)
     assert capsys.readouterr().err.count("保留为") == 3
-    RunFiles(files.model).save_model(trainer, "训练", 9.4)  # 另一次训练
+    RunFiles(files.model).back_up_old_results()  # 又一次训练
     assert (tmp_path / "m.pth.bak2").exists() and (tmp_path / "m.pth.bak").read_bytes() == b"old"
 
 
@@ -39,34 +40,35 @@ def test_log_holds_every_record_in_full_precision(tmp_path):
     assert second["train_loss"] == 1 / 3 and second["step"] == 9
 
 
-def test_continued_run_overwrites_its_own_files_and_remembers_what_it_kept(tmp_path, capsys):
-    trainer = make_trainer()
+def test_continued_run_remembers_what_the_model_file_holds(tmp_path):
+    trainer, files = make_trainer(), RunFiles(tmp_path / "m.pth")
     trainer.step = 5
-    first = RunFiles(tmp_path / "m.pth")
-    first.add_record(RECORD)
-    first.save_model(trainer, "训练", 4.5)
-    again = RunFiles(first.model)
-    again.continue_run([RECORD], "训练")
-    assert again.kept == Kept(5, 4.5)
-    again.add_record(RECORD)
-    again.save_model(trainer, "训练", 4.0)
-    assert not list(tmp_path.glob("*.bak")) and capsys.readouterr().err == ""
+    files.save_model(trainer, 4.5)
+    again = RunFiles(files.model)
+    again.continue_run([RECORD])
+    assert again.kept == Kept(5, 4.5) and again.records == [RECORD]
 
 
-@pytest.mark.parametrize("content", [None, b"broken", "another run"])
-def test_model_of_another_run_is_kept_as_backup(tmp_path, content):
-    trainer, path = make_trainer(), tmp_path / "m.pth"
-    if content == "another run":
-        RunFiles(path).save_model(trainer, "别的训练", 1.0)
-    elif content:
-        path.write_bytes(content)
-    before = path.read_bytes() if content else None
-    files = RunFiles(path)
-    files.continue_run([RECORD], "训练")
+@pytest.mark.parametrize("content", [None, b"broken"])
+def test_model_that_cannot_be_read_counts_as_not_written_yet(tmp_path, content):
+    files = RunFiles(tmp_path / "m.pth")
+    if content:
+        files.model.write_bytes(content)
+    files.continue_run([RECORD])
     assert files.kept is None
-    files.save_model(trainer, "训练", 9.0)
-    backup = tmp_path / "m.pth.bak"
-    assert (backup.read_bytes() if backup.exists() else None) == before
+
+
+def test_model_of_the_training_before_is_not_taken_for_our_own(tmp_path):
+    """从头训练，还没有存过模型就被杀死：模型文件还是以前的那一个。"""
+    old = RunFiles(tmp_path / "m.pth")
+    old.save_model(make_trainer(), 0.1)
+    before = old.model.read_bytes()
+    RunFiles(old.model).back_up_old_results()
+    again = RunFiles(old.model)
+    again.continue_run([RECORD])
+    assert again.kept is None
+    again.save_model(make_trainer(), 9.0)
+    assert (tmp_path / "m.pth.bak").read_bytes() == before
 
 
 def test_leftovers_of_a_killed_run_are_removed_by_their_exact_names(tmp_path):

@@ -46,7 +46,7 @@ def make_trainer(**settings) -> Trainer:
 
 def run_training(trainer: Trainer, budget: Budget, files: RunFiles) -> Kept:
     """从头训练；files 只用来说明写到哪里，过程中的记录也写回给它。"""
-    identity = RunIdentity.of(trainer.model, "数据", trainer.settings, torch.float32, False)
+    identity = RunIdentity.of(trainer.model, "数据", trainer.settings, torch.float32, {})
     run = TrainingRun(trainer, budget, files.model, identity)
     run.files = files
     return run.run()
@@ -288,3 +288,120 @@ def test_progress_bar_fits_eighty_columns_and_shows_everything(monkeypatch):
     assert line.endswith("第 250 步 损失 4.568 5,000 token/s 剩余 00:30")
     assert 70 <= columns_of(line) <= 80
     assert re.sub(r"\x1b\[[A-Z]", "", last).strip() == ""  # 结束时擦掉，不留在屏幕上
+
+
+# ---- 检查点什么时候存 ----
+
+
+def start(trainer: Trainer, model_path, budget: Budget) -> TrainingRun:
+    return TrainingRun(
+        trainer, budget, model_path, RunIdentity.of(trainer.model, "数据", trainer.settings, torch.float32, {})
+    )
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """单调时钟的读数，测试自己拨；系统的钟乱跳，不该有影响。"""
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("time.time", lambda: 1e9 - 7 * now[0])
+    return now
+
+
+def saved_steps(trainer: Trainer, tmp_path, clock, seconds_per_step: float, saving: float = 0.0) -> list[int]:
+    """训练二十步（每轮五步），每步、每次存检查点各要这么多秒；返回在哪几步存的。"""
+    run, steps = start(trainer, tmp_path / "m.pth", Budget(20)), []
+    on_step, save = trainer._train_step, run.checkpoints.save
+
+    def slow_step(batches, progress):
+        clock[0] += seconds_per_step
+        return on_step(batches, progress)
+
+    def slow_save(state):
+        steps.append(trainer.step)
+        clock[0] += saving
+        return save(state)
+
+    trainer._train_step, run.checkpoints.save = slow_step, slow_save
+    run.run()
+    return steps
+
+
+def test_checkpoint_is_saved_every_five_minutes_and_at_the_end_of_an_epoch(tmp_path, clock):
+    assert saved_steps(make_trainer(eval_freq=100), tmp_path, clock, 100.0) == [3, 5, 8, 10, 13, 15, 18, 20]
+
+
+def test_save_minutes_and_save_every_are_obeyed(tmp_path, clock):
+    settings = {"eval_freq": 100, "save_minutes": 4.0, "save_every": 7}
+    assert saved_steps(make_trainer(**settings), tmp_path, clock, 60.0) == [4, 5, 7, 10, 14, 15, 19, 20]
+
+
+def test_saving_never_takes_more_than_a_fiftieth_of_the_time(tmp_path, clock):
+    """每步 100 秒，存一次 10 秒：第一次之后，总要等到 20 秒不超过已用时间的五十分之一。"""
+    steps = saved_steps(make_trainer(eval_freq=100), tmp_path, clock, 100.0, saving=10.0)
+    assert steps == [3, 10, 15, 20]
+    (tmp_path / "fixed").mkdir()
+    fixed = saved_steps(make_trainer(eval_freq=100, save_minutes=2.0), tmp_path / "fixed", clock, 100.0, saving=10.0)
+    assert set(range(2, 20, 2)) <= set(fixed)  # 指定了间隔就照办
+
+
+def test_minutes_used_before_an_interruption_count(tmp_path, clock):
+    def run_minutes(trainer: Trainer, budget: Budget, is_resuming: bool) -> None:
+        run, train_step = start(trainer, tmp_path / "m.pth", budget), trainer._train_step
+
+        def slow_step(batches, progress):
+            clock[0] += 1.0
+            return train_step(batches, progress)
+
+        trainer._train_step = slow_step
+        run.prepare(is_resuming)
+        run.run()
+
+    first = make_trainer(eval_freq=1000)
+    after_step(first, 7, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Terminated):
+        run_minutes(first, Budget(10**6, max_seconds=20.0), False)
+    clock[0] += 10**6  # 睡了很久
+    second = make_trainer(eval_freq=1000)
+    factors = []
+    second.optimizers[0].register_step_pre_hook(lambda *_: factors.append(second.learning_rate))
+    run_minutes(second, Budget(10**6, max_seconds=20.0), True)
+    assert second.step == 20  # 一共二十秒
+    assert factors[0] == pytest.approx(second.settings.learning_rate * (1 - 7 / 20))
+
+
+def test_finished_run_is_not_trained_further_by_resuming(tmp_path, clock):
+    def run(seconds: float, **settings) -> Trainer:
+        trainer = make_trainer(eval_freq=1000, **settings)
+        run = start(trainer, tmp_path / "m.pth", Budget(10, max_seconds=seconds))
+        run.prepare(is_resuming=(tmp_path / "m.pth").exists())
+        run.run()
+        return trainer
+
+    assert run(10.0).step == run(99.0).step == 10
+    log = (tmp_path / "m.pth.log.jsonl").read_bytes()
+    assert run(99.0).step == 10 and (tmp_path / "m.pth.log.jsonl").read_bytes() == log
+
+
+def test_signal_during_the_last_save_still_counts(tmp_path, capsys):
+    run = start(make_trainer(eval_freq=100), tmp_path / "m.pth", Budget(3))
+    save = run.checkpoints.save
+    run.checkpoints.save = lambda state: (signal.raise_signal(signal.SIGTERM), save(state))
+    with pytest.raises(Terminated):
+        run.run()
+    assert "已在第 3 步保存" in capsys.readouterr().err
+
+
+def test_failing_log_does_not_lose_the_state(tmp_path):
+    run = start(make_trainer(eval_freq=2), tmp_path / "m.pth", Budget(9))
+    add_record = run.files.add_record
+
+    def fail(record):
+        if record.step == 4:
+            raise RunError("m.pth.log.jsonl", "写不进去")
+        add_record(record)
+
+    run.files.add_record = fail
+    with pytest.raises(RunError, match="写不进去"):
+        run.run()
+    assert [path.name for path in run.checkpoints.folder.iterdir()] == ["step-00000004.ckpt"]

@@ -7,13 +7,14 @@ import hashlib
 import io
 import pickletools
 import re
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from utils.errors import UserError
-from utils.files import check_input_file
+from utils.files import READ_BYTES, check_input_file
 
 NOT_A_MODEL = "已损坏或不是模型文件"
 RESTORE = "重新训练，或换回完好的备份。"
@@ -22,29 +23,59 @@ SEAL_BYTES = len(SEAL_START) + 2 * hashlib.sha256().digest_size
 LENGTH_BYTES = 2  # zip 的最后一个字段：注释的长度
 END_OF_DIRECTORY = b"PK\x05\x06"
 END_BYTES = 22  # 没有注释时，目录结尾占这么多
-READ_BYTES = 1 << 20
 # state_dict 里只该有这些：张量、字典和基本类型；torch.load 允许的还有能占去大块内存的
 ALLOWED_GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
 STORAGE = re.compile(r"torch [A-Za-z0-9]+Storage")
 PICKLE_PROTOCOL = 2  # torch.save 总用这一种
+# torch.save 写出的各项；torch 找它们时不分大小写，所以多一项都不行
+ENTRY = re.compile(
+    r"([^/]+)/(data\.pkl|data/\d+|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id)"
+)
+OPCODE_BYTES = 64  # 执行一个操作码约要这么多内存
+SMALL_PICKLE_BYTES = 64_000_000  # 执行 pickle 所占的内存在这以内，就不管文件多大
 
 
 def check_archive(path: Path, kind: str = "模型文件", advice: str = "") -> None:
-    """拒绝不是普通 zip 的、校验不符的、解开后比文件还大的、含有张量以外的东西的；有任何不对都抛出 UserError。"""
+    """拒绝不是 torch.save 写的 zip、校验不符、解开后比文件还大、含有张量以外的东西；有任何不对都抛出 UserError。"""
     check_input_file(path, kind, advice or "请先运行 pretrain.py，或用 --model_path 指出它在哪里。")
+    damaged = f"已损坏或不是{kind}"
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-            is_plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-            if not is_plain or sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise UserError(path, NOT_A_MODEL)
-            damaged = _check_seal(file) or archive.testzip()
-            if not damaged:
-                _check_pickles(path, archive)
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError):
-        raise UserError(path, NOT_A_MODEL, RESTORE) from None
-    if damaged:
-        raise UserError(path, f"校验失败（{damaged}）", RESTORE)
+            if not _is_plain(file, archive):
+                raise UserError(path, damaged, RESTORE)
+            if place := _check_seal(file) or archive.testzip():
+                raise UserError(path, f"校验失败（{place}）", RESTORE)
+            if not _has_only_tensors(archive, path.stat().st_size):
+                raise UserError(path, f"{damaged}（含有权重以外的内容，已拒绝读取）")
+    except OSError as error:
+        raise UserError(path, f"读不出{kind}（{error.strerror or error}）") from None
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, struct.error):
+        raise UserError(path, damaged, RESTORE) from None
+
+
+def _is_plain(file: BinaryIO, archive: zipfile.ZipFile) -> bool:
+    """不压缩、各项合起来不超过文件、只有 torch.save 会写的那些项、目录只有一份。"""
+    entries = archive.infolist()
+    names = [ENTRY.fullmatch(entry.filename) for entry in entries]
+    return (
+        all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        and sum(entry.file_size for entry in entries) <= file.seek(0, io.SEEK_END)
+        and all(names)
+        and len({name[1] for name in names}) == 1
+        and len({entry.filename.lower() for entry in entries}) == len(entries)
+        and _directory_offset(file, len(archive.comment)) == archive.start_dir
+    )
+
+
+def _directory_offset(file: BinaryIO, comment_bytes: int) -> int:
+    """目录结尾写着的目录位置。前面垫了东西时 Python 会自己挪动它，torch 却照原样读，两边读到的就不同。"""
+    end = file.seek(-END_BYTES - comment_bytes, io.SEEK_END)
+    offset = struct.unpack("<L", file.read(END_BYTES)[16:20])[0]
+    if offset == 0xFFFFFFFF:  # 4 GB 以上的 zip64：结尾之前 20 字节的定位记录指向另一个结尾
+        file.seek(end - 20 + 8)
+        file.seek(struct.unpack("<Q", file.read(8))[0] + 48)
+        offset = struct.unpack("<Q", file.read(8))[0]
+    return offset
 
 
 def write_sealed(file: BinaryIO, write_zip: Callable[[BinaryIO], object]) -> None:
@@ -98,13 +129,14 @@ def _check_seal(file: BinaryIO) -> str:
     return "" if is_right and length == SEAL_BYTES.to_bytes(LENGTH_BYTES, "little") else "内容"
 
 
-def _check_pickles(path: Path, archive: zipfile.ZipFile) -> None:
-    """描述张量的 pickle 只许提到张量和字典：提到别的，读都不读。"""
-    for entry in archive.infolist():
-        if entry.filename.endswith(".pkl"):
-            for opcode, argument, _ in pickletools.genops(archive.read(entry)):
-                if not _is_allowed(opcode.name, argument):
-                    raise UserError(path, f"{NOT_A_MODEL}（含有权重以外的内容，已拒绝读取）")
+def _has_only_tensors(archive: zipfile.ZipFile, size: int) -> bool:
+    """不执行地看一遍描述张量的 pickle：只提到张量和字典，执行起来也占不了多少内存。"""
+    limit = (size + SMALL_PICKLE_BYTES) // OPCODE_BYTES
+    (pickle,) = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(archive.read(pickle))):
+        if count > limit or not _is_allowed(opcode.name, argument):
+            return False
+    return True
 
 
 def _is_allowed(opcode: str, argument: object) -> bool:

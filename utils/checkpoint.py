@@ -11,23 +11,26 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from utils.archive import NOT_A_MODEL, check_archive, write_sealed
-from utils.errors import UserError
+from utils.errors import UserError, is_out_of_memory
 from utils.files import write_atomically
 from utils.text_utils import Tokenizer, load_gpt2_tokenizer
 
 DESCRIPTION_KEY = "_extra_state"  # LanguageModel.get_extra_state 的结果在 state_dict 里的名字
+DESCRIPTION_FIELDS = ("config", "tokenizer", "origin", "labels", "template")
 WEIGHT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool)  # bool 是早期版本的因果掩码
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """模型文件的内容。没有自述的文件（只有权重）后三项为 None。"""
+    """模型文件的内容。没有自述的文件（只有权重）其余各项为 None。"""
 
     path: Path
     weights: dict[str, Tensor]
     config: dict | None
     tokenizer: dict | None
-    origin: dict | None  # 哪一次训练、第几步、验证损失多少
+    origin: dict | None  # 第几步的权重，验证损失多少
+    labels: list[str] | None = None  # 分类模型的标签
+    template: str | None = None  # 指令模型的提示语模板
 
 
 def save_state(path: Path, state: dict, keep_old: bool = False) -> Path | None:
@@ -74,7 +77,9 @@ def load_state(path: Path, mmap: bool) -> dict:
     """读出 check_archive 已经通过的文件里的字典。"""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception:  # 内容不可信，读取器抛出什么都可能
+    except Exception as error:  # 内容不可信，读取器抛出什么都可能
+        if is_out_of_memory(error):
+            raise
         raise UserError(path, f"{NOT_A_MODEL}（含有权重以外的内容，已拒绝读取）") from None
     if not isinstance(state, dict):
         raise UserError(path, NOT_A_MODEL)
@@ -86,8 +91,19 @@ def model_file_of(path: Path, state: Any) -> ModelFile:
     description = state.pop(DESCRIPTION_KEY, None) or {} if isinstance(state, dict) else None
     if not isinstance(description, dict):
         raise UserError(path, NOT_A_MODEL)
+    if not _is_description(description):
+        raise UserError(path, NOT_A_MODEL)
     check_tensors(path, state)
-    return ModelFile(path, dict(state), *(description.get(name) for name in ("config", "tokenizer", "origin")))
+    return ModelFile(path, dict(state), *(description.get(name) for name in DESCRIPTION_FIELDS))
+
+
+def _is_description(description: dict) -> bool:
+    """自述里各项的类型都对；配置和词表由用到它们的地方检查。"""
+    labels, template, origin = (description.get(name) for name in ("labels", "template", "origin"))
+    has_labels = isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)
+    has_origin = isinstance(origin, dict) and isinstance(origin.get("step"), int) and "validate_loss" in origin
+    has_loss = has_origin and isinstance(origin["validate_loss"], (float, type(None)))
+    return (labels is None or has_labels) and isinstance(template, (str, type(None))) and (origin is None or has_loss)
 
 
 def check_tensors(path: Path, weights: dict[Any, Any]) -> None:

@@ -1,5 +1,6 @@
 """检查点文件叫什么、在哪里：<model_path>.ckpt/step-00000123.ckpt。不引用 torch，没有检查点可续时立刻就说。"""
 
+import argparse
 import re
 from pathlib import Path
 
@@ -24,8 +25,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in names if NAME.fullmatch(path.name)), key=step_of)
 
 
-def require_checkpoints(model_path: Path) -> None:
-    """一个检查点都没有就抛出 UserError。"""
+def check_resume_flags(args: argparse.Namespace, model_path: Path) -> None:
+    """--resume 时至少要有一个检查点，--allow_data_change 要与它同用，否则抛出 UserError。"""
     folder = checkpoint_folder(model_path)
-    if not list_checkpoints(folder):
+    if args.allow_data_change and not args.resume:
+        raise UserError("--allow_data_change", "只与 --resume 同用", "加上 --resume，或去掉它。")
+    if args.resume and not list_checkpoints(folder):
         raise UserError(folder, "没有检查点可以继续", FROM_SCRATCH)

@@ -132,3 +132,13 @@ def plain_text(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("不能为空")
     return text
+
+
+def add_trainable_arguments(parser: ArgumentParser, modes: tuple[str, ...]) -> None:
+    """微调时训练哪些参数，名字见 model/trainable.py。"""
+    add = parser.add_argument
+    add(
+        "--trainable", type=one_of(*modes), default="all", help=f"训练哪些参数：{' | '.join(modes)}（默认 %(default)s）"
+    )
+    add("--lora_rank", type=positive_int, default=8, help="低秩适配器的秩，只对 lora 有用（默认 %(default)s）")
+    add("--lora_alpha", type=positive_float, default=16.0, help="适配器的缩放，输出乘 alpha/rank（默认 %(default)s）")

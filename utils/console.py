@@ -8,6 +8,9 @@ from tqdm import tqdm
 
 from utils.errors import discard_stdout
 
+# 读的一方走了：管道关闭（Windows 上是 EINVAL），终端关闭
+READER_GONE = (errno.EPIPE, errno.EIO, errno.EINVAL)
+
 
 def say(text: str) -> None:
     """在 stdout 上打印一行；读的一方（如 head -1）走了、终端关了就不再打印，训练照常继续。"""
@@ -17,7 +20,7 @@ def say(text: str) -> None:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO):
+        if error.errno not in READER_GONE:
             raise
         discard_stdout()
 

@@ -90,6 +90,7 @@ def _load_or_create_tokens(source: TextFile, tokenizer_spec: dict, boundary: int
     key = json.dumps([source.digest, source.encoding, tokenizer_spec], sort_keys=True)
     path = files.CACHE_DIR / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.tokens"
     code = _fingerprint_of_code()
+    files.remove_leftovers(files.CACHE_DIR, r"[0-9a-f]{32}\.tokens")
     tokens = open_tokens(path)
     if tokens and tokens.info["code"] == code:
         return tokens

@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from utils.cross_entropy import IGNORE_INDEX
 
 TRAIN_FRACTION = 0.9  # 前 90 % 训练，后 10 % 验证
 RELEASE_WINDOWS = 1000  # 内存映射的语料每取这么多个窗口，就把读过的页还给系统一次，常驻内存不会一路涨到文件那么大
@@ -71,10 +74,28 @@ class EpochSampler(Sampler[int]):
         return (phase + self.stride * index for block in blocks for index in block.tolist())
 
 
-def create_dataloader(dataset: Dataset, batch_size: int, sampler: EpochSampler | None = None) -> DataLoader:
-    """一批是 (batch, seq) 的输入和目标。不给 sampler 时按原来的顺序；最后不满的一批也不丢。"""
+def pad_batch(samples: list[tuple[Tensor, Tensor]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """长短不一的样本在右边补齐到这一批里最长的：输入补 pad_id，目标补 IGNORE_INDEX，不计损失。
+
+    注意力只看前面，右边补什么都影响不到真正的 token。-> (batch, seq) 两个
+    """
+    inputs, targets = zip(*samples, strict=True)
+    return (
+        pad_sequence(inputs, batch_first=True, padding_value=pad_id),
+        pad_sequence(targets, batch_first=True, padding_value=IGNORE_INDEX),
+    )
+
+
+def create_dataloader(
+    dataset: Dataset, batch_size: int, sampler: EpochSampler | None = None, collate: Callable | None = None
+) -> DataLoader:
+    """一批是 (batch, seq) 的输入和目标。不给 sampler 时按原来的顺序；最后不满的一批也不丢。
+
+    collate 把若干样本合成一批，样本一样长时不用给。
+    """
     # DataLoader 每轮要抽一个随机数；给它自己的发生器，才不会动到训练的随机状态
     generator = torch.Generator()
     # 数据取自内存映射，一批只要几十微秒，不用另开进程；锁页的内存才能边算边复制到显卡
     pin_memory = torch.cuda.is_available()
-    return DataLoader(dataset, batch_size, sampler=sampler, generator=generator, pin_memory=pin_memory)
+    options = {"generator": generator, "pin_memory": pin_memory, "collate_fn": collate}
+    return DataLoader(dataset, batch_size, sampler=sampler, **options)

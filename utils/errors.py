@@ -46,10 +46,9 @@ def leave_by_signal(signum: int, frame: object = None) -> None:
 
 
 def stop_signals() -> list[int]:
-    """要求程序停下的信号：Ctrl-C、kill、终端关闭；nohup 让终端关闭不算，就不算它。"""
-    hangup = getattr(signal, "SIGHUP", None)  # Windows 没有
-    is_counted = hangup and signal.getsignal(hangup) != signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM, *([hangup] if is_counted else [])]
+    """要求程序停下的信号：Ctrl-C、kill、终端关闭（Windows 上是 SIGBREAK）；已被忽略的（如 nohup）不算。"""
+    numbers = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")]
+    return [number for number in numbers if number and signal.getsignal(number) != signal.SIG_IGN]
 
 
 def run_program(main: Callable[[], None]) -> None:

@@ -1,5 +1,6 @@
 """文件锁：由内核管着，进程一结束（哪怕是 kill -9）锁就没有了。"""
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
@@ -37,16 +38,17 @@ def try_lock(file: BinaryIO) -> bool:
 def output_lock(path: Path) -> Iterator[None]:
     """同一时刻只让一个进程写 path 和由它得名的文件；已经有一个在写就抛出 UserError。"""
     name = path.with_name(f".{path.name}.lock")
-    with _open_locked(name, path) as file:
+    file = _open_locked(name, path)
+    try:
         file.write(str(os.getpid()).encode())
         file.flush()
-        try:
-            yield
-        finally:
-            if os.name != "nt":  # Windows 上打开的文件删不掉
-                name.unlink(missing_ok=True)
-    if os.name == "nt":
-        name.unlink(missing_ok=True)
+        yield
+    finally:
+        if os.name == "nt":  # Windows 上打开的文件删不掉
+            file.close()
+        with contextlib.suppress(OSError):  # 留着也无害，锁不在文件的有无上
+            name.unlink()
+        file.close()
 
 
 def _open_locked(name: Path, path: Path) -> BinaryIO:
@@ -58,7 +60,8 @@ def _open_locked(name: Path, path: Path) -> BinaryIO:
                 file.seek(0)
                 pid = file.read(20).decode("ascii", "replace")
             raise UserError(path, f"另一个进程（PID {pid}）正在写入", "等它结束，或换一个输出路径。")
-        if name.exists() and os.path.samestat(os.fstat(file.fileno()), name.stat()):
-            file.truncate(0)
-            return file
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), name.stat()):
+                file.truncate(0)
+                return file
         file.close()

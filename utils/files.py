@@ -1,11 +1,14 @@
 """文件：读用户给的文件之前先看清它是什么；写文件要么全成，要么不动。"""
 
 import contextlib
+import errno
 import io
+import itertools
 import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -70,8 +73,8 @@ def keep_backup(path: Path) -> Path | None:
     return backup
 
 
-def _link_backup(path: Path) -> Path | None:
-    """给已有的 path 添一个备份的名字：在新文件顶替它之前，旧文件一刻也没有消失。"""
+def link_backup(path: Path) -> Path | None:
+    """给已有的 path 添一个备份的名字：在新文件顶替它之前，旧文件一刻也没有消失（没有硬链接的 U 盘除外）。"""
     if not path.exists():
         return None
     backup = _backup_name(path)
@@ -83,10 +86,18 @@ def _link_backup(path: Path) -> Path | None:
 
 
 def _backup_name(path: Path) -> Path:
-    number = 1
-    while (backup := path.with_name(f"{path.name}.bak{'' if number == 1 else number}")).exists():
-        number += 1
-    return backup
+    """第一个没有被占用的备份名字。"""
+    return _numbered_backup(path, len(list_backups(path)) + 1)
+
+
+def list_backups(path: Path) -> list[Path]:
+    """path 已有的备份：<name>.bak、<name>.bak2 … 直到第一个不存在的。"""
+    names = (_numbered_backup(path, number) for number in itertools.count(1))
+    return list(itertools.takewhile(Path.exists, names))
+
+
+def _numbered_backup(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}.bak{'' if number == 1 else number}")
 
 
 def write_atomically(
@@ -107,17 +118,25 @@ def write_atomically(
         cause = error.__context__
     except OSError as error:
         cause = error
-    need, free = max(num_bytes, written.num_bytes), shutil.disk_usage(path.parent).free
-    reason = f"写不进去（{cause.strerror or cause}），需要 {megabytes(need)}，所在磁盘还有 {megabytes(free)}"
-    raise RunError(path, reason, "原有的文件没有改动；腾出空间后再试。")
+    need = max(num_bytes, written.num_bytes)
+    reason = (
+        f"写不进去（{cause.strerror or cause}），需要 {megabytes(need)}，所在磁盘还有 {megabytes(_free_bytes(path))}"
+    )
+    advice = "腾出空间后再试" if cause.errno in (errno.ENOSPC, errno.EDQUOT) else "检查磁盘和权限"
+    raise RunError(path, reason, f"原有的文件没有改动；{advice}。")
 
 
 def check_free_space(path: Path, num_bytes: int) -> None:
     """path 所在的磁盘放不下 num_bytes 字节就抛出 RunError。"""
-    free = shutil.disk_usage(path.parent).free
+    free = _free_bytes(path)
     if num_bytes > free:
         reason = f"磁盘空间不够，需要 {megabytes(num_bytes)}，所在磁盘还有 {megabytes(free)}"
         raise RunError(path, reason, "腾出空间，或把输出写到别的磁盘。")
+
+
+def _free_bytes(path: Path) -> int:
+    """path 所在磁盘的剩余空间；文件夹不在了就看上一级的。"""
+    return shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.exists())).free
 
 
 def megabytes(num_bytes: int) -> str:
@@ -159,11 +178,11 @@ def _write_and_replace(
             temporary, written.file = Path(file.name), file
             write(written)
             file.flush()
-            os.fsync(file.fileno())
+            _sync_file(file.fileno())
             if not written.matches_disk():
                 raise OSError("读回来的与写进去的不同")
         temporary.chmod(0o666 & ~_current_umask())  # mkstemp 只给自己读写权限
-        backup = _link_backup(path) if keep_old else None
+        backup = link_backup(path) if keep_old else None
         os.replace(temporary, path)
         sync_folder(path.parent)
         return backup
@@ -191,6 +210,16 @@ def remove_leftovers(folder: Path, names: str) -> None:
                     is_leftover = try_lock(file)
                 if is_leftover:
                     path.unlink()
+
+
+def _sync_file(descriptor: int) -> None:
+    """让数据到磁盘上；macOS 的 fsync 只到磁盘的缓存，要用 F_FULLFSYNC。"""
+    if sys.platform == "darwin":
+        import fcntl
+
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

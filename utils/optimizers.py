@@ -8,6 +8,7 @@ from utils.settings import TrainingSettings
 
 ADAM_BETAS = (0.9, 0.95)
 MUON_MOMENTUM = 0.95
+STATE_NAMES = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, Muon: {"momentum_buffer"}}  # 每个参数的状态
 
 
 def build_optimizers(model: nn.Module, settings: TrainingSettings) -> list[torch.optim.Optimizer]:
@@ -43,11 +44,14 @@ def _is_vocabulary_or_position(name: str) -> bool:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """装回 state_dict()["state"] 里的动量；学习率等仍用现在的设置。形状与参数不符时抛出 ValueError。"""
+    """装回 state_dict()["state"] 里的动量；学习率等仍用现在的设置。名字或形状不符时抛出 ValueError。"""
     groups = optimizer.state_dict()["param_groups"]
-    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, values in state.items():
-        if any(value.dim() and value.shape != shapes[index] for value in values.values()):
+        if values.keys() != STATE_NAMES[type(optimizer)]:
+            raise ValueError(f"优化器状态 {index} 的名字不符")
+        shape = parameters[index].shape
+        if any(value.shape != (() if name == "step" else shape) for name, value in values.items()):
             raise ValueError(f"优化器状态 {index} 的形状不符")
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 

@@ -57,7 +57,7 @@ def print_plan(trainer: Trainer, budget: Budget) -> None:
         time = f"{format_duration(seconds_left)}后停止（跑完要 {time}）"
     else:
         time = f"预计 {time}"
-    speed = settings.batch_size * settings.accumulation_steps * trainer.model.cfg.context_length / seconds_per_step
+    speed = settings.batch_size * settings.accumulation_steps * trainer.tokens_per_sample / seconds_per_step
     speed_text = f"每步 {seconds_per_step:.3g} 秒（{speed:,.0f} token/s）"
     say(f"训练：{epochs:.3g} 轮共 {total_steps:,} 步，{speed_text}，{time}")
     if min(estimate, seconds_left) > LONG_SECONDS:
@@ -71,7 +71,7 @@ def print_result(trainer: Trainer, corpus: Corpus, files: RunFiles) -> None:
         load_weights(model, read_model_file(files.model), files.model)
     loss = (
         kept.validate_loss
-        if trainer.evaluates_everything
+        if trainer.evaluates_everything and kept.validate_loss is not None
         else calc_loss_loader(model, trainer.validate_loader, trainer.precision)
     )
     covered = trainer.validate_loader.dataset.target_ids()

@@ -1,17 +1,19 @@
 """续练用的检查点：<model_path>.ckpt/step-00000123.ckpt，留最近两个和验证损失最低的一个。道理见 docs/可靠性.md。"""
 
 import contextlib
+import json
+import math
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 
-from utils.archive import NOT_A_MODEL, check_archive
+from utils.archive import check_archive
 from utils.checkpoint import check_tensors, load_state, model_file_of, save_state, tokenizer_of
 from utils.checkpoint_files import FROM_SCRATCH, NAME, list_checkpoints, step_of
 from utils.console import hint
-from utils.errors import UserError
-from utils.files import keep_backup, remove_leftovers, sync_folder
+from utils.errors import RunError, UserError
+from utils.files import keep_backup, megabytes, remove_leftovers, sync_folder
 from utils.run_identity import RunIdentity
 from utils.train_utils import PROGRESS, Evaluation
 
@@ -25,16 +27,26 @@ class Checkpoints:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._is_ours = False  # 里面是不是这次训练的；别的训练留下的先改名保留
         self._damaged: set[Path] = set()
+
+    def set_aside(self) -> None:
+        """从头训练，写第一个文件之前：以前的检查点连文件夹改名保留。"""
+        if self.folder.exists():
+            size = sum(path.stat().st_size for path in self.folder.iterdir())
+            backup = keep_backup(self.folder)
+            hint(f"已有的 {self.folder} 保留为 {backup.name}（{megabytes(size)}，用不着就可以删掉）")
+
+    def remove_leftovers(self) -> None:
+        """删去上次被杀死时没来得及删的临时文件。"""
+        remove_leftovers(self.folder, NAME.pattern)
 
     def save(self, state: dict) -> Path:
         """写出一个检查点，再删去用不着的旧的。state 见 training_run.py。"""
-        if not self._is_ours and self.folder.exists():
-            hint(f"已有的 {self.folder} 保留为 {keep_backup(self.folder).name}")
-        self.folder.mkdir(exist_ok=True)
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunError(self.folder, f"建不了文件夹（{error.strerror}）", "检查磁盘和权限。") from None
         sync_folder(self.folder.parent)
-        self._is_ours = True
         path = self.folder / f"step-{state['progress']['step']:08d}.ckpt"
         save_state(path, {"format": FORMAT, **state}, keep_old=path in self._damaged)
         self._prune(state["records"])
@@ -54,7 +66,6 @@ class Checkpoints:
 
     def load_newest(self) -> tuple[Path, dict]:
         """最新的完好的检查点和它的内容；坏了的说一声，留在原处。"""
-        remove_leftovers(self.folder, NAME.pattern)
         problems = {}
         for path in reversed(list_checkpoints(self.folder)):
             try:
@@ -62,9 +73,9 @@ class Checkpoints:
             except DamagedError as error:
                 problems[path] = error.reason
                 continue
-            for damaged in problems:
-                hint(f"警告：{damaged} 已损坏，改用 {path.name}")
-            self._damaged, self._is_ours = set(problems), True
+            for damaged, reason in problems.items():
+                hint(f"警告：{damaged} 不能用（{reason}），改用 {path.name}")
+            self._damaged = set(problems)
             return path, state
         reasons = "；".join(f"{path.name} {reason}" for path, reason in problems.items())
         raise UserError(self.folder, f"没有完好的检查点（{reasons}）", FROM_SCRATCH)
@@ -95,28 +106,42 @@ def read_checkpoint(path: Path) -> dict:
     try:
         _check_structure(path, state)
     except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedError(path, getattr(error, "reason", NOT_A_MODEL)) from None
+        raise DamagedError(path, getattr(error, "reason", "内容不完整")) from None
     return state
 
 
 def _check_structure(path: Path, state: dict) -> None:
-    """各项都在，类型都对；不对就抛出任何一种错误。"""
-    if state["format"] != FORMAT or state["progress"].keys() != set(PROGRESS):
+    """各项都在，类型和范围都对；不对就抛出任何一种错误。"""
+    progress, run = state["progress"], state["run"]
+    counts = [value for name, value in progress.items() if name != "learning_rate" and value is not None]
+    is_right = (
+        state["format"] == FORMAT
+        and progress.keys() == set(PROGRESS)
+        and all(type(value) is int and value >= 0 for value in counts)
+        and (None not in progress.values() or progress["evaluated_step"] is None)
+        and _is_number(progress["learning_rate"])
+        and _is_number(state["seconds"])
+        and isinstance(state["is_finished"], bool)
+        and run.keys() == {item.name for item in fields(RunIdentity)}
+        and all(isinstance(run[name], dict) for name in ("config", "settings", "environment"))
+        and all(value.dtype == torch.uint8 for value in (state["random"]["cpu"], *state["random"].values()))
+        and len(state["records"]) > 0
+        and all(map(_is_record, state["records"]))
+    )
+    if not is_right:
         raise ValueError
-    for name, value in state["progress"].items():
-        if not isinstance(value, (int, float)) and (name, value) != ("evaluated_step", None):
-            raise ValueError
-    names = {item.name for item in fields(Evaluation)}
-    if any(record.keys() != names for record in state["records"]) or not state["records"]:
-        raise ValueError
-    float(state["seconds"])
-    if state["run"].keys() != {item.name for item in fields(RunIdentity)} or not isinstance(state["name"], str):
-        raise ValueError
-    if any(not isinstance(value, dict) for name, value in state["run"].items() if name not in ("tokenizer", "data")):
-        raise ValueError
-    if any(value.dtype != torch.uint8 for value in (state["random"]["cpu"], *state["random"].values())):
-        raise ValueError
+    json.dumps(run)  # 里面只有基本类型，才能与现在的比较
     for index, optimizer in enumerate(state["optimizers"]):
         for number, values in optimizer.items():
             check_tensors(path, {f"optimizers.{index}.{number}.{name}": value for name, value in values.items()})
     state["model"] = model_file_of(path, state["model"])
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_record(record: dict) -> bool:
+    """是不是一次评估；分类以外的准确率是 None。"""
+    values = {name: value for name, value in record.items() if value is not None}
+    return record.keys() == {item.name for item in fields(Evaluation)} and all(map(_is_number, values.values()))

@@ -13,14 +13,8 @@ from utils.errors import UserError
 from utils.settings import TrainingSettings
 
 FIXED_SETTINGS = ("seed", "stride", "optimizer")  # 数据的顺序和优化器的状态由它们决定，中途不能换
-HARMLESS_SETTINGS = (
-    "save_minutes",
-    "save_every",
-    "keep",
-    "sample_prompt",
-    "device",
-    "dtype",
-)  # 不影响结果，或另记在环境里
+QUIET_SETTINGS = ("save_minutes", "save_every", "keep", "sample_prompt")  # 不影响怎样训练，改了不必说
+IN_ENVIRONMENT = ("device", "dtype")  # 实际用的是什么记在环境里
 
 
 @dataclass(frozen=True)
@@ -35,8 +29,9 @@ class RunIdentity:
 
     @classmethod
     def of(
-        cls, model: nn.Module, data_digest: str, settings: TrainingSettings, dtype: torch.dtype, is_compiled: bool
+        cls, model: nn.Module, data_digest: str, settings: TrainingSettings, dtype: torch.dtype, details: dict
     ) -> "RunIdentity":
+        """details 是这个程序自己的、不能中途改变的参数，如微调时训练哪些参数。"""
         device = next(model.parameters()).device
         environment = {
             "设备": device.type if device.type != "cuda" else torch.cuda.get_device_name(device),
@@ -44,19 +39,15 @@ class RunIdentity:
             "线程数": torch.get_num_threads(),
             "torch": str(torch.__version__),
             "处理器": processor_name(),
-            "编译": is_compiled,
+            "编译": "关" if model._compiled_call_impl is None else "开",
         }
         tokenizer = _digest(model.tokenizer_state)
-        return cls(model.cfg.to_dict(), tokenizer, data_digest, asdict(settings), environment)
-
-    @property
-    def digest(self) -> str:
-        """这次训练的名字：命令、数据、机器都相同的两次训练同名，它们的结果也逐位相同。"""
-        return _digest(asdict(self))
+        effective = {**asdict(settings), "stride": settings.stride or model.cfg.context_length}
+        return cls({**model.cfg.to_dict(), **details}, tokenizer, data_digest, effective, environment)
 
 
 def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def compare_runs(path: Path, recorded: dict, ours: RunIdentity, allow_data_change: bool) -> list[str]:
@@ -71,8 +62,8 @@ def compare_runs(path: Path, recorded: dict, ours: RunIdentity, allow_data_chang
     for field, old, new in _differences(recorded["settings"], ours.settings):
         if field in FIXED_SETTINGS:
             raise UserError(path, f"训练时 --{field} 是 {old}，现在是 {new}", f"改回 --{field} {old}。")
-        if field not in HARMLESS_SETTINGS:
-            notes.append(f"提示：{field} 由 {old} 改为 {new}，从这里起用新的")
+        if field not in QUIET_SETTINGS + IN_ENVIRONMENT:
+            notes.append(f"提示：{field} 由 {_show(old)} 改为 {_show(new)}，从这里起用新的")
     changes = [
         f"{name}由 {old} 变为 {new}" for name, old, new in _differences(recorded["environment"], ours.environment)
     ]
@@ -84,3 +75,7 @@ def compare_runs(path: Path, recorded: dict, ours: RunIdentity, allow_data_chang
 def _differences(old: dict, new: dict) -> list[tuple[str, object, object]]:
     """[(名字, 旧值, 新值)]"""
     return [(name, old.get(name), value) for name, value in new.items() if old.get(name) != value]
+
+
+def _show(value: object) -> str:
+    return "未指定" if value is None else str(value)

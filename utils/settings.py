@@ -71,11 +71,14 @@ def _check_json_value(item: Any, value: Any, config_path: Path) -> Any:
         raise UserError(config_path, f'"training" 的 {item.name} {error}') from None
 
 
-def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """把全部训练设置变成命令行参数；没有给出的为 None，好让配置文件说话。"""
+def add_training_arguments(parser: argparse.ArgumentParser, defaults: dict | None = None) -> None:
+    """把全部训练设置变成命令行参数；没有给出的为 None，好让配置文件说话。defaults 是程序自己的默认值。"""
     for item in fields(TrainingSettings):
-        default = "" if item.default is None else f"（默认 {item.default}）"
+        value = (defaults or {}).get(item.name, item.default)
+        default = "" if value is None else f"（默认 {value}）"
         parser.add_argument(f"--{item.name}", type=item.metadata["parse"], help=item.metadata["help"] + default)
-    parser.add_argument("--resume", action="store_true", help="从上次的检查点继续，其余参数照旧写全（默认从头训练）")
-    parser.add_argument("--allow_data_change", action="store_true", help="数据改过也继续（默认不许）")
-    parser.add_argument("--compile", action="store_true", help="用 torch.compile 编译：开头慢，之后快（默认不编译）")
+    add = parser.add_argument
+    add("--resume", action="store_true", help="从上次的检查点继续，其余参数照旧写全（默认从头训练）")
+    add("--allow_data_change", action="store_true", help="数据改过也继续（默认不许）")
+    add("--compile", action="store_true", help="用 torch.compile 编译：开头慢，之后快（默认不编译）")
+    add("--dry_run", action="store_true", help="只算不练：试跑几步，报出内存和时间，什么也不写（默认不用）")

@@ -21,11 +21,10 @@ from torch import Tensor
 
 from utils.console import hint
 from utils.errors import RunError
-from utils.files import write_atomically
+from utils.files import READ_BYTES, write_atomically
 from utils.text_utils import SURE_BREAK, Tokenizer, split_chunks
 
 LENGTH_BYTES, DIGEST_BYTES = 8, hashlib.sha256().digest_size
-READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)

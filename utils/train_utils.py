@@ -96,6 +96,8 @@ class Evaluation:
     learning_rate: float  # 最近一步的学习率
     train_loss: float
     validate_loss: float
+    train_accuracy: float | None = None  # 只有分类才算
+    validate_accuracy: float | None = None
 
 
 class NotFiniteError(RunError):
@@ -134,6 +136,7 @@ class Trainer:
         self.stop_requested = False
         self.on_step: Callable[[float, float], None] = lambda loss, progress: None
         self.between_steps: Callable[[], None] = lambda: None
+        self.calc_accuracy: Callable[[DataLoader], float] | None = None  # 评估时另外算的准确率
         self.validate_sample = evaluation_loader(validate_loader, self._num_eval_samples())
         self.train_sample = evaluation_loader(train_loader, len(self.validate_sample.dataset))
 
@@ -141,7 +144,14 @@ class Trainer:
         """每次评估看几个样本。"""
         if self.settings.eval_iter:
             return self.settings.eval_iter * self.settings.batch_size
-        return max(1, MAX_EVAL_TOKENS // self.validate_loader.dataset[0][0].numel())
+        return max(1, int(MAX_EVAL_TOKENS / self.tokens_per_sample))
+
+    @property
+    def tokens_per_sample(self) -> float:
+        """一个样本平均多少个 token，取前一百个来估计。"""
+        dataset = self.validate_loader.dataset
+        count = min(len(dataset), 100)
+        return sum(dataset[index][0].numel() for index in range(count)) / count
 
     @property
     def evaluates_everything(self) -> bool:
@@ -188,18 +198,18 @@ class Trainer:
 
     def _train_step(self, batches: list[Batch], progress: float) -> float:
         """更新一次参数，返回这几批的平均损失（nat/token）；中途被打断时，状态如同这一步没有开始。"""
+        factor = learning_rate_factor(self.step, self.settings.warmup_steps, progress)
+        self.learning_rate = factor * self.settings.learning_rate
         random_state = get_random_state(self.device)
         try:
             loss = self._backward(batches)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip).item()
         except BaseException:
             set_random_state(self.device, random_state)
             self._zero_grad()
             raise
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
-        factor = learning_rate_factor(self.step, self.settings.warmup_steps, progress)
-        self.learning_rate = factor * self.settings.learning_rate
-        if not (math.isfinite(loss) and torch.isfinite(norm)):
-            raise self._not_finite(loss, norm.item(), len(batches))
+        if not math.isfinite(loss + norm):
+            raise self._not_finite(loss, norm, len(batches))
         set_learning_rate(self.optimizers, factor)
         self.is_consistent = False
         for optimizer in self.optimizers:
@@ -254,7 +264,8 @@ class Trainer:
         seconds = budget.seconds
         samples = self.train_sample, self.validate_sample
         losses = evaluate_model(self.model, *samples, self.precision, self.check_stop)
-        return Evaluation(self.epoch, self.step, self.tokens, seconds, self.learning_rate, *losses)
+        accuracies = [self.calc_accuracy(sample) for sample in samples] if self.calc_accuracy else []
+        return Evaluation(self.epoch, self.step, self.tokens, seconds, self.learning_rate, *losses, *accuracies)
 
     def state(self) -> dict:
         """接着训练所需要的一切；两步之间取才有意义。张量没有复制。"""
@@ -313,4 +324,4 @@ def evaluation_loader(loader: DataLoader, num_samples: int) -> DataLoader:
     total = len(loader.dataset)
     count = min(total, num_samples)
     indices = [position * total // count for position in range(count)]
-    return create_dataloader(Subset(loader.dataset, indices), loader.batch_size)
+    return create_dataloader(Subset(loader.dataset, indices), loader.batch_size, collate=loader.collate_fn)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from utils.budget import Budget
 from utils.checkpoint import count_bytes, load_weights
-from utils.checkpoint_files import checkpoint_folder, list_checkpoints
+from utils.checkpoint_files import FROM_SCRATCH, checkpoint_folder, list_checkpoints
 from utils.console import hint, say
 from utils.errors import UserError, leave_by_signal, stop_signals
 from utils.files import check_free_space
@@ -28,6 +28,7 @@ from utils.train_utils import Evaluation, Interrupted, NotFiniteError, Trainer
 
 SAVE_SECONDS = 300.0  # 没有指定 --save_minutes 时，检查点的间隔
 SAVE_FRACTION = 1 / 50  # 并且保存不占去训练时间的更大部分
+LIMITS = ("epochs", "max_steps", "max_minutes")  # 训练到哪里为止
 
 
 def format_log_line(record: Evaluation) -> str:
@@ -53,7 +54,16 @@ class ProgressBar:
 
     def __init__(self, trainer: Trainer, budget: Budget):
         form = "{percentage:3.0f}%|{bar}| {desc} 剩余 {remaining}"
-        self._bar = tqdm(total=1.0, bar_format=form, disable=None, leave=False, mininterval=0.5, file=sys.stderr)
+        begun = min(1.0, budget.progress(trainer.step)) if trainer.step else 0.0
+        self._bar = tqdm(
+            total=1.0,
+            initial=begun,
+            bar_format=form,
+            disable=sys.stderr is None or None,
+            leave=False,
+            mininterval=0.5,
+            file=sys.stderr,
+        )
         self._trainer, self._budget, self._tokens_before = trainer, budget, trainer.tokens
         self._seconds_before = budget.seconds
 
@@ -82,7 +92,7 @@ def stop_on_signal(trainer: Trainer) -> Iterator[list[int]]:
         received.append(signum)
         if len(received) > 1:
             leave_by_signal(signum)
-        if sys.stderr.isatty():
+        if sys.stderr and sys.stderr.isatty():
             hint("算完这一批就停；再按一次立刻离开。")
 
     previous = {signum: signal.signal(signum, handle) for signum in stop_signals()}
@@ -99,19 +109,21 @@ class TrainingRun:
     def __init__(self, trainer: Trainer, budget: Budget, model_path: Path, identity: RunIdentity):
         self.trainer, self.budget, self.identity = trainer, budget, identity
         self.files, self.checkpoints = RunFiles(model_path), Checkpoints(checkpoint_folder(model_path))
-        self.name = identity.digest
-        self._saved: tuple | None = None  # 上一个检查点是哪一步，那时评估过没有
+        self._is_resumed = False
+        self._saved: tuple | None = None  # 上一个检查点的 _position()
+        self._is_saving_checkpoint = False
         self._started = self._saved_at = time.monotonic()
         self._saving_seconds = self._last_save_seconds = 0.0  # 写模型和检查点一共用了多久；上一个检查点用了多久
 
     def prepare(self, is_resuming: bool = False, allow_data_change: bool = False) -> None:
-        """开始之前：看磁盘放不放得下，清理上次的残留，接上次的检查点（或提醒有可以接的）。"""
+        """开始之前：清理上次的残留，看磁盘放不放得下，接上次的检查点（或提醒有可以接的）。"""
+        self.files.remove_leftovers()
+        self.checkpoints.remove_leftovers()
         weights = count_bytes(self.trainer.model.state_dict())
         existing = list_checkpoints(self.checkpoints.folder)
         reused = sum(path.stat().st_size for path in existing) * is_resuming
         # 模型文件和正在写的新的；检查点再加优化器至多两份动量
         check_free_space(self.files.model, 2 * weights + MAX_FILES * 3 * weights - reused)
-        self.files.remove_leftovers()
         if is_resuming:
             self._resume(allow_data_change)
         elif existing:
@@ -124,12 +136,14 @@ class TrainingRun:
         load_weights(self.trainer.model, state["model"], "现在的配置")
         try:
             self.trainer.load_progress(state)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
-            raise UserError(path, f"里面的训练状态与现在的模型不符（{error}）") from None
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError):
+            raise UserError(path, "里面的训练状态与现在的模型不符", FROM_SCRATCH) from None
         self.budget.continue_after(state["seconds"])
-        self.name = state["name"]
-        self.files.continue_run([Evaluation(**record) for record in state["records"]], self.name)
-        self._saved = self._position()
+        limits = [{name: run["settings"].get(name) for name in LIMITS} for run in (state["run"], asdict(self.identity))]
+        if state["is_finished"] and limits[0] == limits[1]:
+            self.budget.total_steps = self.trainer.step  # 已经做完，没有要加练的
+        self.files.continue_run([Evaluation(**record) for record in state["records"]])
+        self._is_resumed, self._saved = True, self._position(state["is_finished"])
         for note in notes:
             hint(note)
         say(f"从第 {self.trainer.step} 步继续：{path}")
@@ -148,13 +162,12 @@ class TrainingRun:
         with stop_on_signal(self.trainer) as received:
             try:
                 self._consume_evaluations()
-                self._save_checkpoint()
+                self._save_checkpoint(is_finished=True)
+                self.trainer.check_stop()
             except Interrupted:
                 self._leave(received[0])
             except NotFiniteError as error:
                 raise NotFiniteError(error.step, error.reason, self._advise_lower_learning_rate()) from None
-            except UserError:
-                raise
             except Exception:
                 self._save_before_failing()
                 raise
@@ -167,6 +180,9 @@ class TrainingRun:
         for record in self.trainer.run(self.budget):
             say(format_log_line(record))
             check_finite(record)
+            if not self._is_resumed and not self.files.records:
+                self.files.back_up_old_results()
+                self.checkpoints.set_aside()
             self.files.add_record(record)
             if record.step and self._is_worth_keeping(record):
                 self._save_model(record.validate_loss)
@@ -179,8 +195,9 @@ class TrainingRun:
             return True
         return record.validate_loss < kept.validate_loss
 
-    def _position(self) -> tuple:
-        return self.trainer.step, self.trainer.evaluated_step
+    def _position(self, is_finished: bool = False) -> tuple:
+        """两个检查点的位置相同，内容就相同，不必再存。"""
+        return self.trainer.step, self.trainer.evaluated_step, is_finished
 
     def _save_when_due(self) -> None:
         """两步之间：到了时间、步数，或一轮刚结束，就存一个检查点；之后看看要不要停。"""
@@ -189,32 +206,36 @@ class TrainingRun:
         is_time = elapsed >= (60 * settings.save_minutes if settings.save_minutes else SAVE_SECONDS)
         is_epoch_end = trainer.samples_done == len(trainer.train_loader.sampler)
         is_counted = settings.save_every and trainer.step % settings.save_every == 0
-        if trainer.step and (is_counted or (is_time or is_epoch_end) and self._is_cheap()):
+        is_due = is_counted or is_time and settings.save_minutes or (is_time or is_epoch_end) and self._is_cheap()
+        is_ending = self.budget.progress(trainer.step) >= 1  # 马上要存最后一个
+        if trainer.step and is_due and not is_ending:
             self._save_checkpoint()
         trainer.check_stop()
 
     def _is_cheap(self) -> bool:
-        """再存一个检查点，保存也不会超过训练时间的 SAVE_FRACTION；指定了间隔就照办。"""
+        """再存一个检查点，保存也不会超过训练时间的 SAVE_FRACTION。"""
         limit = (time.monotonic() - self._started) * SAVE_FRACTION
-        is_fixed = self.trainer.settings.save_minutes is not None
-        return is_fixed or self._saving_seconds + self._last_save_seconds <= limit
+        return self._saving_seconds + self._last_save_seconds <= limit
 
-    def _save_checkpoint(self) -> None:
+    def _save_checkpoint(self, is_finished: bool = False) -> None:
         """这一步还没有存过，权重也都是有限数，就存一个检查点。"""
-        if self._saved == self._position() or not is_finite(self.trainer.model):
+        is_saved = self._saved in (self._position(is_finished), self._position(is_finished=True))
+        if is_saved or not is_finite(self.trainer.model):
             return
         state = {
             **self.trainer.state(),
             "run": asdict(self.identity),
-            "name": self.name,
+            "is_finished": is_finished,
             "seconds": self.budget.seconds,
             "records": [asdict(record) for record in self.files.records],
         }
+        self._is_saving_checkpoint = True
         self._last_save_seconds = self._timed(lambda: self.checkpoints.save(state))
-        self._saved, self._saved_at = self._position(), time.monotonic()
+        self._is_saving_checkpoint = False
+        self._saved, self._saved_at = self._position(is_finished), time.monotonic()
 
     def _save_model(self, validate_loss: float | None) -> None:
-        self._timed(lambda: self.files.save_model(self.trainer, self.name, validate_loss))
+        self._timed(lambda: self.files.save_model(self.trainer, validate_loss))
 
     def _timed(self, save: Callable[[], object]) -> float:
         """做一次保存，返回用了几秒。"""
@@ -226,11 +247,11 @@ class TrainingRun:
 
     def _save_before_failing(self) -> None:
         """出错离开之前，状态完好就存一个检查点；存不成只说一声，要紧的是原来的错误。"""
-        if self.trainer.is_consistent and self.files.records:
+        if self.trainer.is_consistent and self.files.records and not self._is_saving_checkpoint:
             try:
                 self._save_checkpoint()
-            except UserError as error:
-                hint(str(error))
+            except (UserError, RuntimeError, MemoryError) as error:
+                hint(f"提示：离开之前没能存下检查点（{error}）")
 
     def _advise_lower_learning_rate(self) -> str:
         rate = f"--learning_rate {self.trainer.settings.learning_rate / 3:.2g}"
@@ -243,7 +264,7 @@ class TrainingRun:
         trainer, files = self.trainer, self.files
         is_sound = trainer.step > 0 and is_finite(trainer.model)
         if is_sound:
-            if files.kept is None or trainer.settings.keep == "last":
+            if files.kept is None or trainer.settings.keep == "last" and files.kept.step != trainer.step:
                 self._save_model(None)
             self._save_checkpoint()
         if files.records:

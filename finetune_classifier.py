@@ -1,0 +1,90 @@
+"""分类微调：在预训练好的模型上换一个头，学会给文字判断标签。
+
+python finetune_classifier.py --model_path model.pth --data_path data/垃圾短信.csv --output_path classifier.pth
+"""
+
+import argparse
+import contextlib
+import time
+
+from model.config import ModelConfig
+from utils import cli
+from utils.archive import check_archive
+from utils.checkpoint_files import check_resume_flags
+from utils.errors import run_program
+from utils.file_lock import output_lock
+from utils.files import check_output_path
+from utils.labeled_text import LabeledText, read_labeled_texts
+from utils.settings import TrainingSettings, add_training_arguments
+
+DEFAULTS = {"epochs": 6, "batch_size": 16, "learning_rate": 5e-4, "warmup_steps": 20, "eval_freq": 50}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = cli.ArgumentParser("微调预训练好的模型，给文字分类。数据是 CSV、TSV 或 JSONL，有 label 和 text 两列。")
+    add = parser.add_argument
+    add("--model_path", type=cli.file_path, default="model.pth", help="预训练好的模型（默认 %(default)s）")
+    add("--data_path", type=cli.file_path, default="data/垃圾短信.csv", help="带标签的数据（默认 %(default)s）")
+    add("--output_path", type=cli.file_path, default="classifier.pth", help="分类模型保存到哪里（默认 %(default)s）")
+    add("--encoding", type=cli.text_encoding, default="utf-8", help="数据的编码（默认 %(default)s）")
+    cli.add_trainable_arguments(parser, ("head", "last_block", "all", "lora"))
+    balance = "让各个标签的样本一样多：少的重复取"
+    add("--balance", action="store_true", help=f"{balance}（默认不用）")
+    add_training_arguments(parser, DEFAULTS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    started = time.monotonic()
+    args = parse_args()
+    settings = TrainingSettings.from_sources(DEFAULTS, args, args.data_path)
+    records = read_labeled_texts(args.data_path, args.encoding)
+    check_archive(args.model_path)
+    check_output_path(args.output_path, inputs=(args.model_path, args.data_path))
+    check_resume_flags(args, args.output_path)
+    with contextlib.nullcontext() if args.dry_run else output_lock(args.output_path):
+        train(args, settings, records, started)
+
+
+def train(args: argparse.Namespace, settings: TrainingSettings, records: list[LabeledText], started: float) -> None:
+    import torch
+
+    from model.classifier import Classifier
+    from model.language_model import LanguageModel
+    from model.trainable import set_trainable
+    from utils import classification, report_classifier
+    from utils import device as devices
+    from utils.labeled_text import digest_of, labels_of, split_records
+    from utils.memory import keep_freed_memory
+    from utils.model_loading import load_model, open_language_model
+    from utils.run_identity import RunIdentity
+    from utils.training_memory import TrainingMemory
+    from utils.training_program import build_trainer, train_to_file
+
+    keep_freed_memory()
+    device = devices.choose_device(settings.device)
+    dtype = devices.choose_dtype(settings.dtype, device)
+    base, tokenizer = load_model(open_language_model(args.model_path), ModelConfig.from_dict, LanguageModel)
+    torch.manual_seed(settings.seed)
+    model = Classifier.from_language_model(base, labels_of(records)).to(device)
+    set_trainable(model, args.trainable, args.lora_rank, args.lora_alpha)
+    if args.compile:
+        model.compile()
+    split = split_records(records, settings.seed)
+    datasets = classification.build_datasets(split, model.labels, tokenizer, model.cfg.context_length)
+    loaders = classification.create_loaders(datasets, settings, tokenizer.end_of_text_id, args.balance)
+    memory = TrainingMemory(model.cfg, settings, device)
+    memory.check()
+    trainer = build_trainer(model, loaders[:2], settings, dtype)
+    trainer.calc_accuracy = lambda loader: (
+        classification.measure(model, loader, model.labels, trainer.precision).accuracy
+    )
+    report_classifier.print_start(trainer, split, datasets, args, dtype)
+    details = {name: getattr(args, name) for name in ("trainable", "lora_rank", "lora_alpha", "balance")}
+    identity = RunIdentity.of(model, digest_of(records), settings, dtype, details)
+    if files := train_to_file(trainer, args.output_path, identity, memory, args, started):
+        report_classifier.print_result(trainer, loaders[2], files)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,150 @@
+"""带标签的文字：从 CSV、TSV 或 JSONL 读进来，分成训练、验证、测试三部分。不引用 torch，写错的数据立刻有回应。"""
+
+import csv
+import hashlib
+import io
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.text_file import read_text
+
+LABEL_NAMES = ("label", "标签", "类别")
+TEXT_NAMES = ("text", "文本", "内容", "message", "短信")
+TRAIN_FRACTION, VALIDATE_FRACTION = 0.7, 0.1  # 其余是测试部分
+MIN_PER_LABEL = 10  # 每个标签至少这么多条，三部分才都有
+MAX_LABELS = 1000
+
+
+@dataclass(frozen=True)
+class LabeledText:
+    """一条数据。"""
+
+    label: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """三部分没有相同的文字，各个标签的比例相同。"""
+
+    train: list[LabeledText]
+    validate: list[LabeledText]
+    test: list[LabeledText]
+
+
+def read_labeled_texts(path: Path, encoding: str = "utf-8") -> list[LabeledText]:
+    """读出全部数据；不成立的抛出 UserError，写明第几条。
+
+    认得三种写法：有表头（label、text 两列，次序不限，可以有别的列）的 CSV 或 TSV；没有表头的“标签、制表符、文字”
+    (UCI SMS Spam Collection)；每行一个 {"label": …, "text": …} 的 JSONL。
+    """
+    content = read_text(path, encoding)
+    rows = _rows_of_jsonl(content, path) if content.lstrip().startswith("{") else _rows_of_table(content, path)
+    records, seen = [], {}
+    for number, label, text in rows:
+        label, text = label.strip(), text.strip()
+        if not label or not text:
+            raise UserError(path, f"第 {number} 条的{'文字' if label else '标签'}是空的", "补上，或删去这一条。")
+        if seen.setdefault(text, label) != label:
+            raise UserError(
+                path, f"第 {number} 条与前面的一条文字相同，标签却是 {label} 而不是 {seen[text]}", "改成一样。"
+            )
+        records.append(LabeledText(label, text))
+    _check_labels(records, path)
+    return list(dict.fromkeys(records))  # 相同的只留一条，免得同时出现在训练和测试里
+
+
+def _rows_of_jsonl(content: str, path: Path) -> Iterator[tuple[int, str, str]]:
+    for number, line in enumerate(content.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            raise UserError(path, f"第 {number} 行不是合法的 JSON", "每行应是一个 {“label”: …, “text”: …}。") from None
+        for name in ("label", "text"):
+            if not isinstance(record, dict) or name not in record:
+                raise UserError(path, f'第 {number} 条缺少 "{name}"')
+            if not isinstance(record[name], str):
+                value = json.dumps(record[name], ensure_ascii=False)
+                raise UserError(path, f'第 {number} 条的 "{name}" 应是文字，收到 {value}')
+        yield number, record["label"], record["text"]
+
+
+def _rows_of_table(content: str, path: Path) -> Iterator[tuple[int, str, str]]:
+    first = content.split("\n", 1)[0]
+    delimiter = "\t" if "\t" in first else ","
+    is_bare = delimiter == "\t" and not _columns_of(first.split("\t"))
+    # UCI 的文件里引号只是文字的一部分
+    options = {"quoting": csv.QUOTE_NONE} if is_bare else {"strict": True}
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, **options)
+    columns = (0, 1) if is_bare else None
+    try:
+        for row in reader:
+            if not row:
+                continue
+            if columns is None:
+                columns = _columns_of(row)
+                if columns is None:
+                    reason = f"第一行应是表头，要有 {LABEL_NAMES[0]} 和 {TEXT_NAMES[0]} 两列，收到 {first[:50]}"
+                    raise UserError(path, reason)
+                continue
+            if len(row) <= max(columns):
+                raise UserError(path, f"第 {reader.line_num} 行只有 {len(row)} 列", "每行应有标签和文字。")
+            if is_bare and len(row) > 2:
+                row = [row[0], delimiter.join(row[1:])]
+            yield reader.line_num, row[columns[0]], row[columns[1]]
+    except csv.Error as error:
+        raise UserError(
+            path, f"第 {reader.line_num} 行不是合法的 CSV（{error}）", "文字里有引号时要写成两个。"
+        ) from None
+
+
+def _columns_of(header: list[str]) -> tuple[int, int] | None:
+    """表头里标签和文字各是第几列；不是表头则为 None。"""
+    names = [name.strip().strip('"').lower() for name in header]
+    found = [
+        next((names.index(name) for name in choices if name in names), None) for choices in (LABEL_NAMES, TEXT_NAMES)
+    ]
+    return None if None in found else tuple(found)
+
+
+def _check_labels(records: list[LabeledText], path: Path) -> None:
+    counts = Counter(record.label for record in dict.fromkeys(records))
+    if len(counts) < 2:
+        raise UserError(path, f"只有一种标签（{'、'.join(counts) or '没有数据'}）", "分类至少要有两种。")
+    if len(counts) > MAX_LABELS:
+        raise UserError(path, f"有 {len(counts):,} 种标签", "看看标签和文字两列是不是弄反了。")
+    for label, count in counts.items():
+        if count < MIN_PER_LABEL:
+            reason = f"标签 {label} 只有 {count} 条不同的文字，至少需要 {MIN_PER_LABEL} 条"
+            raise UserError(path, reason, "补充数据，或并入别的标签；标签写错的也会这样。")
+
+
+def split_records(records: list[LabeledText], seed: int) -> Split:
+    """每个标签各自打乱，按比例分到三部分；只取决于数据和种子。"""
+    generator = random.Random(seed)
+    train, validate, test = [], [], []
+    for label in labels_of(records):
+        group = [record for record in records if record.label == label]
+        generator.shuffle(group)
+        first, second = (max(1, round(len(group) * fraction)) for fraction in (TRAIN_FRACTION, VALIDATE_FRACTION))
+        train += group[:first]
+        validate += group[first : first + second]
+        test += group[first + second :]
+    return Split(train, validate, test)
+
+
+def labels_of(records: list[LabeledText]) -> list[str]:
+    """全部标签，按数据里出现的次序无关的固定次序。"""
+    return sorted({record.label for record in records})
+
+
+def digest_of(records: list[LabeledText]) -> str:
+    """数据的指纹。"""
+    return hashlib.sha256(repr(records).encode("utf-8")).hexdigest()
