@@ -51,6 +51,7 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
 
     from model.classifier import Classifier
     from model.language_model import LanguageModel
+    from model.lora import merge_lora
     from model.trainable import set_trainable
     from utils import classification, report_classifier
     from utils import device as devices
@@ -83,6 +84,7 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
     details = {name: getattr(args, name) for name in ("trainable", "lora_rank", "lora_alpha", "balance")}
     identity = RunIdentity.of(model, digest_of(records), settings, dtype, details)
     if files := train_to_file(trainer, args.output_path, identity, memory, args, started):
+        merge_lora(model)
         report_classifier.print_result(trainer, loaders[2], files)
 
 

@@ -9,6 +9,7 @@ from model.config import ModelConfig
 from model.dropout import Dropout
 from model.kv_cache import KVCache
 from model.layer_norm import build_norm
+from model.lora import merged_state_dict
 from model.position import POSITION_CLASSES
 from model.transform_block import TransformBlock
 
@@ -25,6 +26,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.tokenizer_state: dict | None = None  # 训练所用分词器的描述，见 utils/text_utils.py
+        self.template: str | None = None  # 指令微调所用的提示语模板，见 utils/prompt_template.py
         self.cache_dtype: torch.dtype | None = None  # KV 缓存的精度；None 表示与权重相同
         self.tok_emb = nn.Embedding(cfg.vocab_size, cfg.emb_dim)
         self.position = POSITION_CLASSES[cfg.position](cfg)
@@ -69,10 +71,16 @@ class LanguageModel(nn.Module):
         return KVCache(self.cfg, batch_size, weight.device, self.cache_dtype or weight.dtype)
 
     def get_extra_state(self) -> dict:
-        return {"config": self.cfg.to_dict(), "tokenizer": self.tokenizer_state}
+        state = {"config": self.cfg.to_dict(), "tokenizer": self.tokenizer_state}
+        return {**state, "template": self.template} if self.template else state
 
     def set_extra_state(self, state: dict) -> None:
         self.tokenizer_state = state["tokenizer"]
+        self.template = state.get("template")
+
+    def plain_state_dict(self) -> dict:
+        """写进模型文件的 state_dict：LoRA 已经合并，名字与没有加过一样。"""
+        return merged_state_dict(self)
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -47,6 +47,15 @@ def merge_lora(model: nn.Module) -> None:
         setattr(parent, name, linear.merged())
 
 
+def merged_state_dict(model: nn.Module) -> dict:
+    """合并之后的 state_dict；model 本身不变。"""
+    state = {name: value for name, value in model.state_dict().items() if PREFIX not in name}
+    for path, module in model.named_modules():
+        if isinstance(module, LoRALinear):
+            state[f"{path}.weight"] = module.merged().weight.detach()
+    return state
+
+
 def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """只有适配器的参数；大小是全部权重的百分之几。"""
     return {name: value for name, value in model.state_dict().items() if PREFIX in name}

@@ -55,7 +55,7 @@ def count_bytes(state: object) -> int:
 
 def save_model(path: Path, model: nn.Module, keep_old: bool = False, origin: dict | None = None) -> Path | None:
     """把 state_dict 写成谁都能用 torch.load(path, weights_only=True) 读的文件；origin 见 ModelFile。"""
-    state = model.state_dict()
+    state = model.plain_state_dict()
     if origin:
         state[DESCRIPTION_KEY] = {**state[DESCRIPTION_KEY], "origin": origin}
     return save_state(path, state, keep_old)
@@ -164,7 +164,7 @@ def load_weights(model: nn.Module, file: ModelFile, config_name: object, assign:
     if model.cfg.tie_weights and not _same_matrix(weights["tok_emb.weight"], weights["out_head.weight"]):
         advice = '在配置里写上 "tie_weights": false。'
         raise UserError(file.path, f"与 {config_name} 不符：tok_emb.weight 与 out_head.weight 不同", advice)
-    description = {"config": file.config, "tokenizer": file.tokenizer}
+    description = {"config": file.config, "tokenizer": file.tokenizer, "template": file.template}
     model.load_state_dict({**weights, DESCRIPTION_KEY: description}, assign=assign)
 
 

@@ -1,0 +1,73 @@
+"""与指令微调过的模型对话；给出 --instruction 就只答一次。
+
+python chat.py --model_path assistant.pth
+"""
+
+import argparse
+import sys
+
+from model.config import ModelConfig
+from utils import cli
+from utils.archive import check_archive
+from utils.dialogue import talk
+from utils.errors import UserError, run_program
+from utils.prompt_template import TEMPLATES, Turn, join_question
+
+
+def parse_args() -> argparse.Namespace:
+    parser = cli.ArgumentParser("与指令微调过的模型对话，记得前几轮；给出 --instruction 就只答一次。")
+    add = parser.add_argument
+    add("--model_path", type=cli.file_path, default="assistant.pth", help="会答话的模型（默认 %(default)s）")
+    add("--instruction", type=cli.plain_text, help="只答这一条指令（默认进入对话）")
+    add("--input", type=cli.plain_text, help="指令要处理的内容，与 --instruction 同用（默认没有）")
+    add("--max_new_tokens", type=cli.positive_int, default=200, help="一次最多答几个 token（默认 %(default)s）")
+    add("--temperature", type=cli.non_negative_float, default=0.0, help="0 取最可能的，越大越随机（默认 %(default)s）")
+    add("--top_k", type=cli.positive_int, help="只从最可能的 k 个 token 里抽（默认不限）")
+    add("--seed", type=cli.seed_int, default=0, help="随机种子（默认 %(default)s）")
+    add("--device", type=cli.device_name, default="auto", help=f"{cli.DEVICES}（默认 %(default)s）")
+    add("--show_prompt", action="store_true", help="显示模型真正读到的文字（默认不显示）")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if args.input and not args.instruction:
+        raise UserError("--input", "要与 --instruction 同用", "加上 --instruction，或去掉它。")
+    check_archive(args.model_path, advice="请先运行 finetune_instruction.py，或用 --model_path 指出它在哪里。")
+    import torch
+
+    from model.language_model import LanguageModel
+    from utils.conversation import Assistant
+    from utils.device import choose_device
+    from utils.generation import Sampling
+    from utils.model_loading import load_model, move_model, open_language_model
+
+    device = choose_device(args.device)
+    file = open_language_model(args.model_path)
+    if file.template not in TEMPLATES:
+        raise UserError(args.model_path, "没有学过答话", "先用 finetune_instruction.py 微调；续写用 generate.py。")
+    model, tokenizer = load_model(file, ModelConfig.from_dict, LanguageModel)
+    model = move_model(model.eval(), device, "auto")
+    generator = torch.Generator().manual_seed(args.seed)
+    assistant = Assistant(model, tokenizer, Sampling(args.temperature, args.top_k), generator, args.max_new_tokens)
+    turns: list[Turn] = []
+
+    def answer(question: str) -> None:
+        turns.append(Turn(question))
+        if args.show_prompt:
+            print(f"［{assistant.prompt_text(turns)}］", file=sys.stderr)
+        pieces = []
+        for piece in assistant.stream(turns):
+            print(piece, end="", flush=True)
+            pieces.append(piece)
+        print()
+        turns[-1] = Turn(question, "".join(pieces) or "…")
+
+    if args.instruction:
+        answer(join_question(args.instruction, args.input or ""))
+    else:
+        talk(answer)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,108 @@
+"""指令微调：让只会续写的模型学会照吩咐回答。
+
+python finetune_instruction.py --model_path model.pth --data_path data/指令.json --output_path assistant.pth
+"""
+
+import argparse
+import contextlib
+import time
+
+from model.config import ModelConfig
+from utils import cli
+from utils.archive import check_archive
+from utils.checkpoint_files import check_resume_flags
+from utils.errors import UserError, run_program
+from utils.file_lock import output_lock
+from utils.files import check_output_path
+from utils.instruction_data import Conversation, read_conversations
+from utils.prompt_template import TEMPLATES, choose_template
+from utils.settings import TrainingSettings, add_training_arguments
+
+DEFAULTS = {
+    "epochs": 24,
+    "batch_size": 32,
+    "optimizer": "muon",
+    "learning_rate": 0.004,
+    "muon_learning_rate": 0.01,
+    "warmup_steps": 20,
+    "eval_freq": 500,
+    "keep": "last",
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = cli.ArgumentParser("微调预训练好的模型，让它照指令回答。数据是 JSON 或 JSONL。")
+    add = parser.add_argument
+    add("--model_path", type=cli.file_path, default="model.pth", help="预训练好的模型（默认 %(default)s）")
+    add("--data_path", type=cli.file_path, default="data/指令.json", help="指令数据（默认 %(default)s）")
+    add("--output_path", type=cli.file_path, default="assistant.pth", help="会答话的模型存到哪里（默认 %(default)s）")
+    add("--encoding", type=cli.text_encoding, default="utf-8", help="数据的编码（默认 %(default)s）")
+    choices = ("auto", *TEMPLATES)
+    add(
+        "--template", type=cli.one_of(*choices), default="auto", help=f"模板：{' | '.join(choices)}（默认 %(default)s）"
+    )
+    cli.add_trainable_arguments(parser, ("all", "lora"))
+    add_training_arguments(parser, DEFAULTS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    started = time.monotonic()
+    args = parse_args()
+    settings = TrainingSettings.from_sources(DEFAULTS, args, args.data_path)
+    records = read_conversations(args.data_path, args.encoding)
+    check_archive(args.model_path)
+    check_output_path(args.output_path, inputs=(args.model_path, args.data_path))
+    check_resume_flags(args, args.output_path)
+    with contextlib.nullcontext() if args.dry_run else output_lock(args.output_path):
+        train(args, settings, records, started)
+
+
+def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Conversation], started: float) -> None:
+    import torch
+
+    from model.language_model import LanguageModel
+    from model.lora import merge_lora
+    from model.trainable import set_trainable
+    from utils import device as devices
+    from utils import instruction_tuning, report_instruction
+    from utils.instruction_data import digest_of, split_conversations
+    from utils.memory import keep_freed_memory
+    from utils.model_loading import load_model, open_language_model
+    from utils.run_identity import RunIdentity
+    from utils.training_memory import TrainingMemory
+    from utils.training_program import build_trainer, train_to_file
+
+    keep_freed_memory()
+    device = devices.choose_device(settings.device)
+    dtype = devices.choose_dtype(settings.dtype, device)
+    model, tokenizer = load_model(open_language_model(args.model_path), ModelConfig.from_dict, LanguageModel)
+    questions = [record.turns[0].question for record in records]
+    model.template = choose_template(questions) if args.template == "auto" else args.template
+    torch.manual_seed(settings.seed)
+    set_trainable(model.to(device), args.trainable, args.lora_rank, args.lora_alpha)
+    template, context_length = TEMPLATES[model.template], model.cfg.context_length
+    parts = [
+        instruction_tuning.InstructionDataset(part, template, tokenizer, context_length)
+        for part in split_conversations(records, settings.seed)
+    ]
+    if not all(map(len, parts)):
+        raise UserError(
+            args.data_path, f"没有一条的回答放得进 {context_length} 个 token 的上下文", "换上下文更长的模型。"
+        )
+    loaders = instruction_tuning.create_loaders(*parts, settings, tokenizer.end_of_text_id)
+    memory = TrainingMemory(model.cfg, settings, device)
+    memory.check()
+    trainer = build_trainer(model, loaders, settings, dtype)
+    report_instruction.print_start(trainer, parts, args, dtype)
+    before = instruction_tuning.measure_exact_match(model, loaders[1], trainer.precision)
+    details = {name: getattr(args, name) for name in ("trainable", "lora_rank", "lora_alpha")}
+    details["template"] = model.template
+    identity = RunIdentity.of(model, digest_of(records), settings, dtype, details)
+    if files := train_to_file(trainer, args.output_path, identity, memory, args, started):
+        merge_lora(model)
+        report_instruction.print_result(trainer, before, files)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,119 @@
+"""finetune_classifier.py 和 classify.py 从头到尾：像用户那样从命令行运行。"""
+
+import json
+import random
+import re
+
+import pytest
+import torch
+
+from conftest import run
+from utils.checkpoint import read_model_file
+
+GOOD, BAD = ("回家吃饭", "明天开会", "孩子放学", "谢谢你", "晚上见"), ("免费领取", "点击链接", "中奖", "加微信", "贷款")
+RESULT = re.compile(r"测试准确率 (\d+\.\d\d)%（第 (\d+) 步的权重）")
+
+
+def make_texts(count: int) -> list[tuple[str, str]]:
+    """两类各有自己的词，一看就分得出。"""
+    generator = random.Random(0)
+    words = {"正常": GOOD, "垃圾": BAD}
+    labels = [("正常", "垃圾", "正常")[i % 3] for i in range(count)]
+    return [(label, "，".join(generator.sample(words[label], 3)) + f"{i}") for i, label in enumerate(labels)]
+
+
+@pytest.fixture(scope="module")
+def folder(trained, tmp_path_factory):
+    """有预训练好的 model.pth 和 spam.csv 的文件夹。"""
+    folder = tmp_path_factory.mktemp("classifier")
+    (folder / "model.pth").write_bytes((trained / "model.pth").read_bytes())
+    lines = [f"{label},{text.replace('，', ' ')}" for label, text in make_texts(300)]
+    (folder / "spam.csv").write_text("label,text\n" + "\n".join(lines), encoding="utf-8")
+    return folder
+
+
+def finetune(folder, *args, **options):
+    flags = ("--data_path", "spam.csv", "--epochs", 4, "--learning_rate", 0.005, "--eval_freq", 10)
+    return run("finetune_classifier.py", *flags, *args, cwd=folder, **options)
+
+
+@pytest.fixture(scope="module")
+def tuned(folder):
+    result = finetune(folder)
+    assert result.code == 0, result.stderr
+    return result
+
+
+def test_accuracy_is_reported_per_label_and_drawn(folder, tuned):
+    accuracy = float(RESULT.search(tuned.stdout)[1])
+    assert accuracy > 95
+    assert re.search(r"数据：spam.csv，训练 210、验证 30、测试 60 条", tuned.stdout)
+    assert re.search(r"垃圾  \d+\.\d%  \d+\.\d%  [01]\.\d{3}  20", tuned.stdout)
+    assert (folder / "classifier.pth.confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "classifier.pth.loss.png").read_bytes().startswith(b"\x89PNG")
+    records = [json.loads(line) for line in (folder / "classifier.pth.log.jsonl").read_text("utf-8").splitlines()]
+    assert records[0]["validate_accuracy"] < records[-1]["validate_accuracy"] <= 1
+
+
+def test_labels_and_vocabulary_travel_in_the_model_file(folder, tuned):
+    file = read_model_file(folder / "classifier.pth")
+    assert file.labels == ["垃圾", "正常"] and file.tokenizer == read_model_file(folder / "model.pth").tokenizer
+
+
+def test_classify_answers_once_and_in_a_dialogue(folder, tuned):
+    once = run("classify.py", "--text", "免费领取 点击链接 中奖", cwd=folder)
+    assert once.code == 0 and re.fullmatch(r"垃圾（\d+\.\d%）\n", once.stdout)
+    piped = run("classify.py", cwd=folder, stdin="回家吃饭 谢谢你\n\n加微信 贷款 中奖\nexit\n")
+    answers = re.findall(r"模型: (\S+)（", piped.stdout)
+    assert (piped.code, piped.stderr, answers) == (0, "", ["正常", "垃圾"])
+
+
+@pytest.mark.parametrize("mode", ["head", "last_block", "lora"])
+def test_every_way_of_training_gives_a_plain_file(folder, tuned, mode):
+    result = finetune(folder, "--trainable", mode, "--output_path", f"{mode}.pth", "--epochs", 1, "--balance")
+    assert result.code == 0, result.stderr
+    assert (
+        read_model_file(folder / f"{mode}.pth").weights.keys()
+        == read_model_file(folder / "classifier.pth").weights.keys()
+    )
+    assert run("classify.py", "--model_path", f"{mode}.pth", "--text", "谢谢你", cwd=folder).code == 0
+
+
+def test_frozen_weights_stay_as_they_were(folder, tuned):
+    finetune(folder, "--trainable", "head", "--output_path", "frozen.pth", "--epochs", 1)
+    base, head = (read_model_file(folder / name).weights for name in ("model.pth", "frozen.pth"))
+    changed = {name for name in head if name not in base or not torch.equal(base[name], head[name])}
+    assert changed == {"out_head.weight", "out_head.bias", "final_norm.weight", "final_norm.bias"}
+
+
+def test_interrupted_run_resumes(folder, tuned):
+    first = finetune(folder, "--output_path", "again.pth", "--max_steps", 7)
+    second = finetune(folder, "--output_path", "again.pth", "--resume")
+    assert first.code == second.code == 0 and "从第 7 步继续" in second.stdout
+    other = finetune(folder, "--output_path", "again.pth", "--resume", "--trainable", "head")
+    assert other.code == 2 and "trainable 是 all，现在的配置是 head" in other.stderr
+
+
+def refuse(folder, program, args, *parts):
+    result = run(program, *args, cwd=folder)
+    assert (result.code, result.stdout) == (2, "") and result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("错误：") and not [part for part in parts if part not in result.stderr], (
+        result.stderr
+    )
+
+
+def test_bad_input_is_one_line(folder, tuned):
+    (folder / "one.csv").write_text("label,text\n" + "\n".join(f"好,{i}" for i in range(30)), encoding="utf-8")
+    refuse(folder, "finetune_classifier.py", ["--data_path", "one.csv"], "one.csv：只有一种标签（好）")
+    refuse(folder, "finetune_classifier.py", ["--data_path", "none.csv"], "none.csv：找不到数据文件")
+    refuse(
+        folder,
+        "finetune_classifier.py",
+        ["--data_path", "spam.csv", "--model_path", "no.pth"],
+        "no.pth",
+        "找不到模型文件",
+    )
+    refuse(folder, "finetune_classifier.py", ["--trainable", "some"], "--trainable", "head | last_block | all | lora")
+    refuse(folder, "classify.py", ["--model_path", "model.pth"], "model.pth：不是分类模型")
+    refuse(folder, "classify.py", ["--model_path", "no.pth"], "请先运行 finetune_classifier.py")
+    refuse(folder, "generate.py", ["--model_path", "classifier.pth"], "classifier.pth：是分类模型，不会写字")

@@ -1,0 +1,101 @@
+"""finetune_instruction.py 和 chat.py 从头到尾：像用户那样从命令行运行。"""
+
+import json
+import re
+
+import pytest
+
+from conftest import run, write_config
+from utils.checkpoint import read_model_file
+
+WORDS = ("悟空", "八戒", "沙僧", "唐僧", "白马", "龙王", "妖怪", "菩萨", "猴王", "大圣")
+
+
+def make_records() -> list[dict]:
+    """照抄第一个字；留出的问话不在训练里。"""
+    words = [first + second for first in WORDS for second in WORDS]
+    return [
+        {"instruction": "第一个字", "input": word, "output": word[0], "task": "首字", "split": split}
+        for index, word in enumerate(words)
+        for split in (["held_out"] if index % 10 == 3 else ["train"])
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, corpus_text):
+    """有预训练好的 model.pth（上下文 64 个 token）和 data.json 的文件夹。"""
+    folder = tmp_path_factory.mktemp("instruction")
+    (folder / "corpus.txt").write_text(corpus_text, encoding="utf-8")
+    config = write_config(folder, context_length=64)
+    assert run("pretrain.py", "--config", config, "--data_path", "corpus.txt", cwd=folder).code == 0
+    (folder / "data.json").write_text(json.dumps(make_records(), ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
+def finetune(folder, *args):
+    flags = ("--data_path", "data.json", "--epochs", 30, "--eval_freq", 50, "--batch_size", 16)
+    return run("finetune_instruction.py", *flags, *args, cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def tuned(folder):
+    result = finetune(folder)
+    assert result.code == 0, result.stderr
+    return result
+
+
+def test_exact_match_is_printed_before_and_after_per_task(tuned):
+    match = re.search(r"首字  (\d+)% → (\d+)%（10）", tuned.stdout)
+    assert int(match[1]) < 20 < 60 < int(match[2])
+    assert re.search(r"合计 \d+\.\d% → \d+\.\d%（10）", tuned.stdout)
+
+
+def test_template_travels_in_the_model_file(folder, tuned):
+    assert read_model_file(folder / "assistant.pth").template == "zh"
+
+
+def test_chat_answers_one_instruction_and_shows_the_prompt(folder, tuned):
+    result = run("chat.py", "--instruction", "第一个字", "--input", "悟空八戒", "--show_prompt", cwd=folder)
+    assert result.code == 0 and result.stdout.strip() and result.stdout.count("\n") == 1
+    assert result.stderr.startswith("［问：第一个字\n") or "答：］" in result.stderr
+
+
+def test_dialogue_remembers_as_far_as_the_context_reaches(folder, tuned):
+    stdin = "第一个字 悟空\n\n" + "八戒" * 100 + "\n<|endoftext|>\nexit\n"
+    result = run("chat.py", "--show_prompt", cwd=folder, stdin=stdin)
+    assert result.code == 0 and result.stdout.count("模型: ") == 3
+    assert len(read_model_file(folder / "assistant.pth").weights) > 0
+
+
+def test_lora_gives_a_plain_file(folder, tuned):
+    result = finetune(folder, "--trainable", "lora", "--output_path", "lora.pth", "--max_steps", 5)
+    assert result.code == 0, result.stderr
+    assert read_model_file(folder / "lora.pth").weights.keys() == read_model_file(folder / "model.pth").weights.keys()
+
+
+def test_interrupted_run_resumes(folder, tuned):
+    first = finetune(folder, "--output_path", "again.pth", "--max_steps", 7)
+    second = finetune(folder, "--output_path", "again.pth", "--max_steps", 9, "--resume")
+    assert first.code == second.code == 0 and "从第 7 步继续" in second.stdout
+
+
+def refuse(folder, program, args, *parts):
+    result = run(program, *args, cwd=folder)
+    assert (result.code, result.stdout) == (2, "") and result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("错误：") and not [part for part in parts if part not in result.stderr], (
+        result.stderr
+    )
+
+
+def test_bad_input_is_one_line(folder, tuned):
+    records = [*make_records(), {"input": "缺少"}]
+    (folder / "bad.json").write_text(json.dumps(records), encoding="utf-8")
+    refuse(folder, "finetune_instruction.py", ["--data_path", "bad.json"], 'bad.json：第 101 条缺少 "instruction"')
+    refuse(folder, "finetune_instruction.py", ["--data_path", "none.json"], "none.json：找不到数据文件")
+    (folder / "long.json").write_text(
+        json.dumps([{**r, "instruction": "长" * 90} for r in make_records()]), encoding="utf-8"
+    )
+    result = run("finetune_instruction.py", "--data_path", "long.json", cwd=folder)
+    assert result.code == 2 and "没有一条的回答放得进 64 个 token 的上下文" in result.stderr
+    refuse(folder, "chat.py", ["--model_path", "model.pth"], "model.pth：没有学过答话", "finetune_instruction.py")
+    refuse(folder, "chat.py", ["--input", "悟空"], "--input：要与 --instruction 同用")

@@ -1,0 +1,116 @@
+"""指令数据：从 JSON 或 JSONL 读进来，分成训练和留出两部分。不引用 torch，写错的数据立刻有回应。"""
+
+import hashlib
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.prompt_template import Turn, join_question
+from utils.text_file import read_text
+
+HELD_OUT_FRACTION = 0.1
+MIN_RECORDS = 20
+ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """一条数据：一轮或多轮对话。"""
+
+    turns: tuple[Turn, ...]
+    task: str | None  # 哪一类任务；没有写则为 None
+    is_held_out: bool | None  # 数据自己说了算；没有说则为 None
+
+
+def read_conversations(path: Path, encoding: str = "utf-8") -> list[Conversation]:
+    """读出全部数据；不成立的抛出 UserError，写明第几条。
+
+    每条是 {"instruction", "input"（可省）, "output"}，或 {"conversations": [{"role", "content"}, …]}；
+    可以另有 "task"（哪一类任务）和 "split"（train 或 held_out）。
+    """
+    records = [_conversation(record, number, path) for number, record in enumerate(_parse(path, encoding), 1)]
+    if len(records) < MIN_RECORDS:
+        raise UserError(path, f"只有 {len(records)} 条，至少需要 {MIN_RECORDS} 条")
+    return records
+
+
+def _parse(path: Path, encoding: str) -> list:
+    content = read_text(path, encoding)
+    if content.lstrip().startswith("["):
+        try:
+            return json.loads(content)
+        except json.JSONDecodeError as error:
+            raise UserError(path, f"第 {error.lineno} 行第 {error.colno} 列不是合法 JSON：{error.msg}") from None
+        except (ValueError, RecursionError):
+            raise UserError(path, "不是合法的 JSON") from None
+    records = []
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            try:
+                records.append(json.loads(line))
+            except (ValueError, RecursionError):
+                raise UserError(path, f"第 {number} 行不是合法的 JSON", "应是一个数组，或每行一条。") from None
+    return records
+
+
+def _conversation(record: object, number: int, path: Path) -> Conversation:
+    if not isinstance(record, dict):
+        raise UserError(path, f"第 {number} 条不是一个对象 {{…}}")
+    if "conversations" in record:
+        turns = _turns(record["conversations"], number, path)
+    else:
+        values = [_text(record, name, number, path) for name in ("instruction", "output")]
+        text = _text(record, "input", number, path) if record.get("input") else ""
+        turns = (Turn(join_question(values[0], text), values[1]),)
+    split = record.get("split")
+    if split not in (None, "train", "held_out"):
+        raise UserError(
+            path, f'第 {number} 条的 "split" 应为 train 或 held_out，收到 {json.dumps(split, ensure_ascii=False)}'
+        )
+    task = _text(record, "task", number, path) if "task" in record else None
+    return Conversation(turns, task, None if split is None else split == "held_out")
+
+
+def _turns(messages: object, number: int, path: Path) -> tuple[Turn, ...]:
+    """一问一答交替，由用户开始、模型结束。"""
+    if not isinstance(messages, list) or not messages or len(messages) % 2:
+        raise UserError(path, f'第 {number} 条的 "conversations" 应是一问一答成对的数组')
+    texts = []
+    for index, message in enumerate(messages):
+        wanted = ("user", "assistant")[index % 2]
+        role = message.get("role") if isinstance(message, dict) else None
+        if not isinstance(role, str) or ROLES.get(role) != wanted:
+            raise UserError(path, f"第 {number} 条的第 {index + 1} 句的 role 应为 {wanted}，收到 {role}")
+        texts.append(_text(message, "content", number, path))
+    return tuple(map(Turn, texts[::2], texts[1::2]))
+
+
+def _text(record: dict, name: str, number: int, path: Path) -> str:
+    """record 里非空的文字。"""
+    if name not in record:
+        raise UserError(path, f'第 {number} 条缺少 "{name}"')
+    if not isinstance(record[name], str) or not record[name].strip():
+        value = json.dumps(record[name], ensure_ascii=False)[:50]
+        raise UserError(path, f'第 {number} 条的 "{name}" 应是非空的文字，收到 {value}')
+    return record[name].strip()
+
+
+def split_conversations(records: list[Conversation], seed: int) -> tuple[list[Conversation], list[Conversation]]:
+    """-> (训练, 留出)。数据自己分好了就照办；否则问话相同的归在一起，打乱后留出一成。"""
+    if any(record.is_held_out is not None for record in records):
+        parts = [[r for r in records if bool(r.is_held_out) is wanted] for wanted in (False, True)]
+        if all(parts):
+            return parts[0], parts[1]
+    questions = sorted({record.turns[0].question for record in records})
+    random.Random(seed).shuffle(questions)
+    held_out = set(questions[: max(1, round(len(questions) * HELD_OUT_FRACTION))])
+    return [r for r in records if r.turns[0].question not in held_out], [
+        r for r in records if r.turns[0].question in held_out
+    ]
+
+
+def digest_of(records: list[Conversation]) -> str:
+    """数据的指纹。"""
+    return hashlib.sha256(repr(records).encode("utf-8")).hexdigest()
