@@ -1,26 +1,40 @@
 """画图。图上的文字用英文：很多电脑上的 matplotlib 没有中文字体。"""
 
 from pathlib import Path
+from typing import Any
 
 from utils.files import write_atomically
 from utils.train_utils import Evaluation
 
 
 def plot_losses(records: list[Evaluation], path: Path, keep_old: bool = False) -> Path | None:
-    """训练和验证损失随见过的 token 数的变化，写成 PNG；keep_old 同 write_atomically。"""
+    """训练和验证损失随见过的 token 数的变化，写成 PNG；记有准确率的另画一格。keep_old 同 write_atomically。"""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    has_accuracy = records[0].validate_accuracy is not None
+    figure = Figure(figsize=(8, 9 if has_accuracy else 5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    tokens = [record.tokens for record in records]
-    axes.plot(tokens, [record.train_loss for record in records], marker="o", markersize=3, label="train")
-    axes.plot(tokens, [record.validate_loss for record in records], marker="o", markersize=3, label="validate")
+    panels = figure.subplots(2 if has_accuracy else 1, squeeze=False)[:, 0]
+    _draw(panels[0], records, "loss")
     best = min(records, key=lambda record: record.validate_loss)
-    axes.axvline(best.tokens, color="gray", linestyle=":", label=f"best validate {best.validate_loss:.3f}")
-    axes.set(xlabel="tokens seen", ylabel="loss (nats per token)", title="Training loss")
+    panels[0].axvline(best.tokens, color="gray", linestyle=":", label=f"best validate {best.validate_loss:.3f}")
+    panels[0].set(ylabel="loss (nats per token)", title="Training loss")
+    panels[0].legend()
+    if has_accuracy:
+        _draw(panels[1], records, "accuracy")
+        panels[1].set(ylabel="accuracy", title="Accuracy")
+        panels[1].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        panels[1].legend()
+    return write_atomically(path, lambda file: figure.savefig(file, format="png"), keep_old)
+
+
+def _draw(axes: Any, records: list[Evaluation], name: str) -> None:
+    """train 和 validate 两条线。"""
+    tokens = [record.tokens for record in records]
+    for part in ("train", "validate"):
+        values = [getattr(record, f"{part}_{name}") for record in records]
+        axes.plot(tokens, values, marker="o", markersize=3, label=part)
+    axes.set(xlabel="tokens seen")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
-    axes.legend()
-    return write_atomically(path, lambda file: figure.savefig(file, format="png"), keep_old)

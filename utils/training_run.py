@@ -32,11 +32,14 @@ LIMITS = ("epochs", "max_steps", "max_minutes")  # 训练到哪里为止
 
 
 def format_log_line(record: Evaluation) -> str:
-    """Ep 1 (Step 000000): Train loss 9.375, Validate loss 9.433"""
-    return (
+    """Ep 1 (Step 000000): Train loss 9.375, Validate loss 9.433；有准确率的接着写。"""
+    text = (
         f"Ep {record.epoch} (Step {record.step:06d}): "
         f"Train loss {record.train_loss:.3f}, Validate loss {record.validate_loss:.3f}"
     )
+    if record.validate_accuracy is None:
+        return text
+    return f"{text}, Train accuracy {record.train_accuracy:.1%}, Validate accuracy {record.validate_accuracy:.1%}"
 
 
 def format_duration(seconds: float) -> str:
