@@ -26,6 +26,10 @@ def test_sudden_rise_is_reported_once():
     assert spikes_in(losses) == [701]
 
 
+def test_hard_batch_of_a_model_that_is_nearly_perfect_is_no_spike():
+    assert spikes_in([0.03] * 100 + [0.4] + [0.03] * 50) == []
+
+
 def test_first_steps_are_no_spikes_and_a_later_rise_is_reported_again():
     assert spikes_in([1.0] * (MIN_STEPS - 1) + [9.0]) == []
     losses = [1.0] * 50 + [9.0] + [1.0] * (QUIET_STEPS + 150) + [9.0]

@@ -105,7 +105,7 @@ def read_checkpoint(path: Path) -> dict:
         raise UserError(path, f"由更新的版本写出（格式 {version}，这里认识 {FORMAT}）", "更新 PocketLLM 再继续。")
     try:
         _check_structure(path, state)
-    except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (UserError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise DamagedError(path, getattr(error, "reason", "内容不完整")) from None
     return state
 
