@@ -4,20 +4,27 @@ python finetune_classifier.py --model_path model.pth --data_path data/垃圾短�
 """
 
 import argparse
-import contextlib
+import dataclasses
 import time
 
 from model.config import ModelConfig
 from utils import cli
 from utils.archive import check_archive
-from utils.checkpoint_files import check_resume_flags
 from utils.errors import run_program
-from utils.file_lock import output_lock
-from utils.files import check_output_path
 from utils.labeled_text import LabeledText, read_labeled_texts
 from utils.settings import TrainingSettings, add_training_arguments
+from utils.training_output import claim_output
 
-DEFAULTS = {"epochs": 6, "batch_size": 16, "learning_rate": 5e-4, "warmup_steps": 20, "eval_freq": 50}
+DEFAULTS = {
+    "epochs": 4,
+    "batch_size": 16,
+    "optimizer": "muon",
+    "learning_rate": 0.002,
+    "muon_learning_rate": 0.005,
+    "warmup_steps": 20,
+    "eval_freq": 100,
+    "keep": "last",
+}
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,6 +37,7 @@ def parse_args() -> argparse.Namespace:
     cli.add_trainable_arguments(parser, ("head", "last_block", "all", "lora"))
     balance = "让各个标签的样本一样多：少的重复取"
     add("--balance", action="store_true", help=f"{balance}（默认不用）")
+    add("--drop_rate", type=cli.fraction, default=0.1, help="微调时的 dropout，数据少时要大些（默认 %(default)s）")
     add_training_arguments(parser, DEFAULTS)
     return parser.parse_args()
 
@@ -40,9 +48,7 @@ def main() -> None:
     settings = TrainingSettings.from_sources(DEFAULTS, args, args.data_path)
     records = read_labeled_texts(args.data_path, args.encoding)
     check_archive(args.model_path)
-    check_output_path(args.output_path, inputs=(args.model_path, args.data_path))
-    check_resume_flags(args, args.output_path)
-    with contextlib.nullcontext() if args.dry_run else output_lock(args.output_path):
+    with claim_output(args, args.output_path, inputs=(args.model_path, args.data_path)):
         train(args, settings, records, started)
 
 
@@ -65,7 +71,10 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
     keep_freed_memory()
     device = devices.choose_device(settings.device)
     dtype = devices.choose_dtype(settings.dtype, device)
-    base, tokenizer = load_model(open_language_model(args.model_path), ModelConfig.from_dict, LanguageModel)
+    file = open_language_model(args.model_path)
+    base, tokenizer = load_model(
+        file, ModelConfig.from_dict, lambda cfg: LanguageModel(dataclasses.replace(cfg, drop_rate=args.drop_rate))
+    )
     torch.manual_seed(settings.seed)
     model = Classifier.from_language_model(base, labels_of(records)).to(device)
     set_trainable(model, args.trainable, args.lora_rank, args.lora_alpha)

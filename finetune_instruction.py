@@ -4,19 +4,16 @@ python finetune_instruction.py --model_path model.pth --data_path data/指令.js
 """
 
 import argparse
-import contextlib
 import time
 
 from model.config import ModelConfig
 from utils import cli
 from utils.archive import check_archive
-from utils.checkpoint_files import check_resume_flags
 from utils.errors import UserError, run_program
-from utils.file_lock import output_lock
-from utils.files import check_output_path
 from utils.instruction_data import Conversation, read_conversations
 from utils.prompt_template import TEMPLATES, choose_template
 from utils.settings import TrainingSettings, add_training_arguments
+from utils.training_output import claim_output
 
 DEFAULTS = {
     "epochs": 24,
@@ -52,9 +49,7 @@ def main() -> None:
     settings = TrainingSettings.from_sources(DEFAULTS, args, args.data_path)
     records = read_conversations(args.data_path, args.encoding)
     check_archive(args.model_path)
-    check_output_path(args.output_path, inputs=(args.model_path, args.data_path))
-    check_resume_flags(args, args.output_path)
-    with contextlib.nullcontext() if args.dry_run else output_lock(args.output_path):
+    with claim_output(args, args.output_path, inputs=(args.model_path, args.data_path)):
         train(args, settings, records, started)
 
 

@@ -4,18 +4,16 @@ python pretrain.py --config configs/gpt2_config_124M.json --data_path data/西�
 """
 
 import argparse
-import contextlib
 import time
 
 from model.config import ModelConfig, count_parameters
 from utils import cli
-from utils.checkpoint_files import check_resume_flags, checkpoint_folder
+from utils.checkpoint_files import checkpoint_folder
 from utils.config_file import ConfigFile, read_config
 from utils.errors import UserError, run_program
-from utils.file_lock import output_lock
-from utils.files import check_output_path
 from utils.settings import TrainingSettings, add_training_arguments
 from utils.text_file import TextFile
+from utils.training_output import claim_output
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,9 +33,7 @@ def main() -> None:
     config = read_config(args.config, ModelConfig.from_dict)
     settings = TrainingSettings.from_sources(config.training, args, args.config)
     source = TextFile.scan(args.data_path, args.encoding)
-    check_output_path(args.model_path, inputs=(args.config, args.data_path))
-    check_resume_flags(args, args.model_path)
-    with contextlib.nullcontext() if args.dry_run else output_lock(args.model_path):
+    with claim_output(args, args.model_path, inputs=(args.config, args.data_path)):
         # torch 要一两秒才能载入；放到检查之后，写错的参数和 --help 立刻有回应
         train(args, config, settings, source, started)
 
