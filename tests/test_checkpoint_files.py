@@ -11,6 +11,7 @@ from utils.errors import UserError
 
 def test_folder_stands_beside_the_model():
     assert checkpoint_folder(Path("a/model.pth")) == Path("a/model.pth.ckpt")
+    assert checkpoint_folder(Path(".")) == Path(".ckpt")  # 用户写错的路径，之后会说明
 
 
 def test_only_checkpoints_are_listed_from_old_to_new(tmp_path):

@@ -11,7 +11,7 @@ FROM_SCRATCH = "去掉 --resume 从头训练。"
 
 
 def checkpoint_folder(model_path: Path) -> Path:
-    return model_path.with_name(f"{model_path.name}.ckpt")
+    return model_path.parent / f"{model_path.name}.ckpt"  # with_name 不认“.”这样没有名字的路径
 
 
 def step_of(path: Path) -> int:
