@@ -114,6 +114,7 @@ def _enter(cwd: Path, streams: list[BinaryIO], encoding: str, cache_dir: Path, t
     sys.stderr = open(2, "w", encoding=encoding, errors="backslashreplace", buffering=1, closefd=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # 测试本身可能是用 nohup 启动的
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     faulthandler.register(signal.SIGALRM, file=2, chain=True)  # 先写下停在哪里，再照默认的动作结束
     signal.alarm(timeout)
