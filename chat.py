@@ -8,10 +8,10 @@ import sys
 
 from model.config import ModelConfig
 from utils import cli
-from utils.archive import check_archive
 from utils.dialogue import talk
 from utils.errors import UserError, run_program
 from utils.prompt_template import TEMPLATES, Turn, join_question
+from utils.weights_file import check_weights_file
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,7 +33,7 @@ def main() -> None:
     args = parse_args()
     if args.input and not args.instruction:
         raise UserError("--input", "要与 --instruction 同用", "加上 --instruction，或去掉它。")
-    check_archive(args.model_path, advice="请先运行 finetune_instruction.py，或用 --model_path 指出它在哪里。")
+    check_weights_file(args.model_path, advice="请先运行 finetune_instruction.py，或用 --model_path 指出它在哪里。")
     import torch
 
     from model.language_model import LanguageModel

@@ -9,11 +9,11 @@ import time
 
 from model.config import ModelConfig
 from utils import cli
-from utils.archive import check_archive
 from utils.errors import run_program
 from utils.labeled_text import LabeledText, read_labeled_texts
 from utils.settings import TrainingSettings, add_training_arguments
 from utils.training_output import claim_output
+from utils.weights_file import check_weights_file
 
 DEFAULTS = {
     "epochs": 4,
@@ -29,12 +29,8 @@ DEFAULTS = {
 
 def parse_args() -> argparse.Namespace:
     parser = cli.ArgumentParser("微调预训练好的模型，给文字分类。数据是 CSV、TSV 或 JSONL，有 label 和 text 两列。")
+    cli.add_finetuning_arguments(parser, "data/垃圾短信.csv", "classifier.pth", ("head", "last_block", "all", "lora"))
     add = parser.add_argument
-    add("--model_path", type=cli.file_path, default="model.pth", help="预训练好的模型（默认 %(default)s）")
-    add("--data_path", type=cli.file_path, default="data/垃圾短信.csv", help="带标签的数据（默认 %(default)s）")
-    add("--output_path", type=cli.file_path, default="classifier.pth", help="分类模型保存到哪里（默认 %(default)s）")
-    add("--encoding", type=cli.text_encoding, default="utf-8", help="数据的编码（默认 %(default)s）")
-    cli.add_trainable_arguments(parser, ("head", "last_block", "all", "lora"))
     balance = "让各个标签的样本一样多：少的重复取"
     add("--balance", action="store_true", help=f"{balance}（默认不用）")
     add("--drop_rate", type=cli.fraction, default=0.1, help="微调时的 dropout，数据少时要大些（默认 %(default)s）")
@@ -47,8 +43,8 @@ def main() -> None:
     args = parse_args()
     settings = TrainingSettings.from_sources(DEFAULTS, args, args.data_path)
     records = read_labeled_texts(args.data_path, args.encoding)
-    check_archive(args.model_path)
-    with claim_output(args, args.output_path, inputs=(args.model_path, args.data_path)):
+    model_path = check_weights_file(args.model_path)
+    with claim_output(args, args.output_path, inputs=(model_path, args.data_path)):
         train(args, settings, records, started)
 
 

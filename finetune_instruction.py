@@ -8,12 +8,12 @@ import time
 
 from model.config import ModelConfig
 from utils import cli
-from utils.archive import check_archive
 from utils.errors import UserError, run_program
 from utils.instruction_data import Conversation, read_conversations
 from utils.prompt_template import TEMPLATES, choose_template
 from utils.settings import TrainingSettings, add_training_arguments
 from utils.training_output import claim_output
+from utils.weights_file import check_weights_file
 
 DEFAULTS = {
     "epochs": 24,
@@ -29,16 +29,12 @@ DEFAULTS = {
 
 def parse_args() -> argparse.Namespace:
     parser = cli.ArgumentParser("微调预训练好的模型，让它照指令回答。数据是 JSON 或 JSONL。")
+    cli.add_finetuning_arguments(parser, "data/指令.json", "assistant.pth", ("all", "lora"))
     add = parser.add_argument
-    add("--model_path", type=cli.file_path, default="model.pth", help="预训练好的模型（默认 %(default)s）")
-    add("--data_path", type=cli.file_path, default="data/指令.json", help="指令数据（默认 %(default)s）")
-    add("--output_path", type=cli.file_path, default="assistant.pth", help="会答话的模型存到哪里（默认 %(default)s）")
-    add("--encoding", type=cli.text_encoding, default="utf-8", help="数据的编码（默认 %(default)s）")
     choices = ("auto", *TEMPLATES)
     add(
         "--template", type=cli.one_of(*choices), default="auto", help=f"模板：{' | '.join(choices)}（默认 %(default)s）"
     )
-    cli.add_trainable_arguments(parser, ("all", "lora"))
     add_training_arguments(parser, DEFAULTS)
     return parser.parse_args()
 
@@ -48,8 +44,8 @@ def main() -> None:
     args = parse_args()
     settings = TrainingSettings.from_sources(DEFAULTS, args, args.data_path)
     records = read_conversations(args.data_path, args.encoding)
-    check_archive(args.model_path)
-    with claim_output(args, args.output_path, inputs=(args.model_path, args.data_path)):
+    model_path = check_weights_file(args.model_path)
+    with claim_output(args, args.output_path, inputs=(model_path, args.data_path)):
         train(args, settings, records, started)
 
 

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from model.config import ModelConfig
 from utils import cli
-from utils.archive import check_archive
 from utils.config_file import read_config
 from utils.dialogue import talk
 from utils.errors import UserError, run_program
+from utils.weights_file import check_weights_file
 
 DTYPES = "auto | float32 | float16 | bfloat16"
 WEIGHT_BYTES = {"float16": 2, "bfloat16": 2, "int8": 1}  # 其余是 4；auto 按 4 估计
@@ -42,7 +42,7 @@ def main() -> None:
     config = read_config(args.config, ModelConfig.from_dict) if args.config else None
     # 载入 torch 要一两秒，校验大的模型文件也要；两件事同时做，都放到参数检查之后，--help 立刻有回应
     with ThreadPoolExecutor(max_workers=1) as background:
-        checked = background.submit(check_archive, args.model_path)
+        checked = background.submit(check_weights_file, args.model_path)
         import torch
 
         from model.language_model import LanguageModel

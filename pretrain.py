@@ -4,7 +4,9 @@ python pretrain.py --config configs/gpt2_config_124M.json --data_path data/西�
 """
 
 import argparse
+import dataclasses
 import time
+from pathlib import Path
 
 from model.config import ModelConfig, count_parameters
 from utils import cli
@@ -14,12 +16,16 @@ from utils.errors import UserError, run_program
 from utils.settings import TrainingSettings, add_training_arguments
 from utils.text_file import TextFile
 from utils.training_output import claim_output
+from utils.weights_file import check_weights_file
+
+DEFAULT_CONFIG = Path("configs/gpt2_config_124M.json")
 
 
 def parse_args() -> argparse.Namespace:
     parser = cli.ArgumentParser("在一个文本文件上预训练语言模型。训练设置的默认值可由配置文件的 training 一节改变。")
     add = parser.add_argument
-    add("--config", type=cli.file_path, default="configs/gpt2_config_124M.json", help="模型配置（默认 %(default)s）")
+    add("--config", type=cli.file_path, help=f"模型配置（默认 {DEFAULT_CONFIG}；有 --init_from 时默认用它的结构）")
+    add("--init_from", type=cli.file_path, help="从它的权重接着练：model.pth，或 Hugging Face 的 GPT-2（默认随机权重）")
     add("--data_path", type=cli.file_path, default="data/西游记.txt", help="语料，一个文本文件（默认 %(default)s）")
     add("--model_path", type=cli.file_path, default="model.pth", help="权重保存到哪里（默认 %(default)s）")
     add("--encoding", type=cli.text_encoding, default="utf-8", help="语料的编码（默认 %(default)s）")
@@ -30,10 +36,16 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     started = time.monotonic()
     args = parse_args()
-    config = read_config(args.config, ModelConfig.from_dict)
-    settings = TrainingSettings.from_sources(config.training, args, args.config)
+    if args.init_from and not args.config:
+        config = ConfigFile(args.init_from, model=None, tokenizer={}, training={})  # 结构和词表都由它说，见 load_start
+    else:
+        config = read_config(args.config or DEFAULT_CONFIG, ModelConfig.from_dict)
+    settings = TrainingSettings.from_sources(config.training, args, config.path)
     source = TextFile.scan(args.data_path, args.encoding)
-    with claim_output(args, args.model_path, inputs=(args.config, args.data_path)):
+    inputs = (config.path, args.data_path)
+    if args.init_from:
+        inputs += (check_weights_file(args.init_from, advice="--init_from 应指向一个模型文件或文件夹。"),)
+    with claim_output(args, args.model_path, inputs):
         # torch 要一两秒才能载入；放到检查之后，写错的参数和 --help 立刻有回应
         train(args, config, settings, source, started)
 
@@ -54,6 +66,7 @@ def train(
     from utils.training_program import build_trainer, train_to_file
 
     keep_freed_memory()
+    model, config = load_start(args, config)
     cfg = config.model
     device = devices.choose_device(settings.device)
     dtype = devices.choose_dtype(settings.dtype, device)
@@ -71,7 +84,7 @@ def train(
     memory.check()
 
     torch.manual_seed(settings.seed)
-    model = LanguageModel(cfg).to(device)
+    model = (model or LanguageModel(cfg)).to(device)
     model.tokenizer_state = corpus.tokenizer.state()
     if args.compile:
         model.compile()
@@ -80,6 +93,19 @@ def train(
     identity = RunIdentity.of(model, f"{source.digest} {source.encoding}", settings, dtype, {})
     if files := train_to_file(trainer, args.model_path, identity, memory, args, started):
         report.print_result(trainer, corpus, files)
+
+
+def load_start(args: argparse.Namespace, config: ConfigFile):
+    """-> (--init_from 的模型, 换成它的结构和词表的配置)，没有就是 (None, config)；明确给出的 --config 要与它一致。"""
+    if not args.init_from:
+        return None, config
+    from model.language_model import LanguageModel
+    from utils.model_loading import load_model, open_language_model
+
+    file = open_language_model(args.init_from)
+    model, tokenizer = load_model(file, ModelConfig.from_dict, LanguageModel, config if args.config else None)
+    config = dataclasses.replace(config, path=args.init_from, model=model.cfg, tokenizer=tokenizer.state())
+    return model.float(), config
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""下载没有随项目附带的语料：能断点续传，核对 SHA-256 之后才放到位。
+"""下载没有随项目附带的语料和 GPT-2 的权重：能断点续传，核对之后才放到位。
 
 用法：python data/download.py 西游记原著
+      python data/download.py gpt2 --size 124M
 """
 
 import hashlib
@@ -23,9 +24,13 @@ from tqdm import tqdm
 # 直接运行本脚本时，Python 只在 data/ 里找模块；加上项目根目录才能用 utils
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from model.config import ModelConfig
 from utils.cli import ArgumentParser, file_path, one_of, positive_float
-from utils.errors import RunError, Terminated, run_program
-from utils.files import check_input_file, check_output_path, keep_backup
+from utils.config_file import CONFIGS_DIR, read_config
+from utils.errors import RunError, Terminated, UserError, run_program
+from utils.files import check_free_space, check_input_file, check_output_path, keep_backup
+from utils.hugging_face_config import recognize_config, with_plain_names
+from utils.weights_file import SAFETENSORS_NAME, read_shapes
 
 DATA_DIR = Path(__file__).resolve().parent
 DEFAULT_TIMEOUT = 30.0  # 秒
@@ -37,12 +42,76 @@ CHUNK_BYTES = 64 * 1024
 class Dataset:
     """一个可下载的文件；size 以字节计。"""
 
+    mirror_flag = " --url "  # 用什么换一个镜像
+
     file_name: str
     size: int
     sha256: str
     url: str
 
+    def is_full(self, path: Path) -> bool:
+        """path 不必再补了。"""
+        return path.stat().st_size == self.size
 
+    def find_fault(self, path: Path) -> str:
+        """path 的内容哪里不对；对的为空。"""
+        received = _sha256(path)
+        return "" if received == self.sha256 else f"SHA-256 是 {received}，应为 {self.sha256}"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Hugging Face 上一种大小的 GPT-2：文件有多大由服务器说，对不对看结构。"""
+
+    mirror_flag = "环境变量 HF_ENDPOINT "
+
+    file_name: str
+    repository: str
+    config_name: str  # configs/ 里结构与它相同的配置
+    size = None
+
+    @property
+    def url(self) -> str:
+        endpoint = os.environ.get("HF_ENDPOINT") or HUGGING_FACE
+        try:
+            return http_url(f"{endpoint.rstrip('/')}/{self.repository}/resolve/main/{SAFETENSORS_NAME}")
+        except ArgumentTypeError as error:
+            raise UserError("HF_ENDPOINT", str(error), f"例如 HF_ENDPOINT={HUGGING_FACE}。") from None
+
+    def is_full(self, path: Path) -> bool:
+        """path 不必再补了。"""
+        return not self.find_fault(path)
+
+    def find_fault(self, path: Path) -> str:
+        """path 的结构哪里不对；对的为空。"""
+        expected = read_config(CONFIGS_DIR / self.config_name, ModelConfig.from_dict).model
+        try:
+            actual = ModelConfig.from_dict(recognize_config(path, with_plain_names(read_shapes(path)), settings={}))
+        except UserError as error:
+            return error.reason
+        except ValueError as error:
+            return str(error)
+        return "" if actual == expected else f"不是 {self.config_name} 的结构"
+
+
+HUGGING_FACE = "https://huggingface.co"
+WEIGHTS = {
+    "124M": Weights(
+        file_name="gpt2_124M.safetensors", repository="openai-community/gpt2", config_name="gpt2_config_124M.json"
+    ),
+    "355M": Weights(
+        file_name="gpt2_355M.safetensors",
+        repository="openai-community/gpt2-medium",
+        config_name="gpt2_config_355M.json",
+    ),
+    "774M": Weights(
+        file_name="gpt2_774M.safetensors", repository="openai-community/gpt2-large", config_name="gpt2_config_774M.json"
+    ),
+    "1558M": Weights(
+        file_name="gpt2_1558M.safetensors", repository="openai-community/gpt2-xl", config_name="gpt2_config_1558M.json"
+    ),
+}
+GPT2, DEFAULT_SIZE = "gpt2", "124M"
 POCKET_LLM = "https://raw.githubusercontent.com/mcuking/PocketLLM/e923c6f/data"
 DATASETS = {
     "西游记原著": Dataset(
@@ -52,9 +121,10 @@ DATASETS = {
         url=f"{POCKET_LLM}/%E8%A5%BF%E6%B8%B8%E8%AE%B0.txt",
     ),
 }
+Downloadable = Dataset | Weights
 
 
-def download(dataset: Dataset, url: str, target: Path, timeout: float) -> Path | None:
+def download(dataset: Downloadable, url: str, target: Path, timeout: float) -> Path | None:
     """从 url 下载成 target，接着上次的 <target>.part 继续。
 
     原有的 target 改名保留，返回它的新名字（没有则为 None）。网络、磁盘或校验失败抛出 RunError，target 不变。
@@ -62,12 +132,13 @@ def download(dataset: Dataset, url: str, target: Path, timeout: float) -> Path |
     part = target.with_name(f"{target.name}.part")
     with _disk_errors(part):
         start = part.stat().st_size if part.exists() else 0
-        if start != dataset.size:
-            _fetch(dataset, url, part, start if start < dataset.size else 0, timeout)
-        if (received := _sha256(part)) != dataset.sha256:
+        if not (start and dataset.is_full(part)):
+            is_too_long = dataset.size is not None and start > dataset.size
+            _fetch(dataset, url, part, 0 if is_too_long else start, timeout)
+        if fault := dataset.find_fault(part):
             part.unlink()
-            reason = f"下载到的内容不对（SHA-256 是 {received}，应为 {dataset.sha256}），已删除 {part.name}"
-            raise RunError(url, reason, "再运行一次会从头下载；仍然不对就用 --url 换一个镜像。")
+            reason = f"下载到的内容不对（{fault}），已删除 {part.name}"
+            raise RunError(url, reason, f"再运行一次会从头下载；仍然不对就用{dataset.mirror_flag}换一个镜像。")
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         backup = keep_backup(target)
@@ -75,15 +146,16 @@ def download(dataset: Dataset, url: str, target: Path, timeout: float) -> Path |
     return backup
 
 
-def _fetch(dataset: Dataset, url: str, part: Path, start: int, timeout: float) -> None:
-    """从第 start 字节起把 part 补到 dataset.size 字节，多出来的一概不读；中途失败时，收到的都留在 part 里。"""
+def _fetch(dataset: Downloadable, url: str, part: Path, start: int, timeout: float) -> None:
+    """从第 start 字节起把 part 补全，多出来的一概不读；中途失败时，收到的都留在 part 里。"""
     with _network_errors(dataset, url, timeout):
         response, start = _open(url, start, timeout)
     with response:
-        _check_remote_size(dataset, url, response)
-        bar = tqdm(total=dataset.size, initial=start, unit="B", unit_scale=True, disable=None)  # None：只在终端上显示
+        size = _size_of(dataset, url, response)
+        check_free_space(part, size - start)
+        bar = tqdm(total=size, initial=start, unit="B", unit_scale=True, disable=None)  # None：只在终端上显示
         with bar, part.open("ab" if start else "wb") as file:
-            missing = dataset.size - start
+            missing = size - start
             while missing:
                 with _network_errors(dataset, url, timeout):
                     # read1 有多少给多少；read 要攒满才返回，超时就丢掉已经收到的
@@ -113,16 +185,21 @@ def _open(url: str, start: int, timeout: float) -> tuple[http.client.HTTPRespons
     return urllib.request.urlopen(url, timeout=timeout), 0
 
 
-def _check_remote_size(dataset: Dataset, url: str, response: http.client.HTTPResponse) -> None:
-    """服务器报出的大小不对（如登录页、错误页），就不必下载，也不动已有的 .part。"""
+def _size_of(dataset: Downloadable, url: str, response: http.client.HTTPResponse) -> int:
+    """整个文件的大小。服务器报出的不对（如登录页、错误页），就不必下载，也不动已有的 .part。"""
     total = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get("Content-Length", "")
-    if total.isdecimal() and int(total) != dataset.size:
+    if not total.isdecimal():
+        if dataset.size is None:
+            raise RunError(url, "服务器没有说文件有多大", _advice(dataset))
+        return dataset.size
+    if dataset.size not in (None, int(total)):
         reason = f"服务器上的文件有 {int(total):,} 字节，应为 {dataset.size:,} 字节"
         raise RunError(url, reason, _advice(dataset))
+    return int(total)
 
 
 @contextmanager
-def _network_errors(dataset: Dataset, url: str, timeout: float) -> Iterator[None]:
+def _network_errors(dataset: Downloadable, url: str, timeout: float) -> Iterator[None]:
     """网络上的各种失败变成一行 RunError。"""
     try:
         yield
@@ -149,10 +226,10 @@ def _explain(error: Exception, timeout: float) -> str:
     return f"网络出错（{cause or type(cause).__name__}）"
 
 
-def _advice(dataset: Dataset) -> str:
+def _advice(dataset: Downloadable) -> str:
     return (
         "检查网络后再运行一次，会接着已下载的部分继续；"
-        f"也可用 --url 换一个镜像，或自己找到文件放到 {DATA_DIR / dataset.file_name}。"
+        f"也可用{dataset.mirror_flag}换一个镜像，或自己找到文件放到 {DATA_DIR / dataset.file_name}。"
     )
 
 
@@ -174,13 +251,13 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def is_complete(dataset: Dataset, path: Path) -> bool:
+def is_complete(dataset: Downloadable, path: Path) -> bool:
     """path 已经是完整、正确的 dataset。"""
     with _disk_errors(path):
         if not path.exists():
             return False
         check_input_file(path, "数据文件")
-        return path.stat().st_size == dataset.size and _sha256(path) == dataset.sha256
+        return dataset.is_full(path) and not dataset.find_fault(path)
 
 
 def http_url(text: str) -> str:
@@ -197,11 +274,17 @@ def http_url(text: str) -> str:
 
 
 def parse_args() -> Namespace:
-    parser = ArgumentParser("下载没有随项目附带的语料：能断点续传，核对 SHA-256 之后才放到位。")
-    names = "、".join(DATASETS)
-    parser.add_argument("name", metavar="名称", type=one_of(*DATASETS), help=names)
-    parser.add_argument("--url", type=http_url, help="改从这个镜像下载（默认：文件原来发布的地址）")
-    parser.add_argument("--output", type=file_path, help="保存到哪里（默认：data/ 下的 <名称>.txt）")
+    parser = ArgumentParser("下载没有随项目附带的语料和 GPT-2 的权重：能断点续传，核对之后才放到位。")
+    names = (*DATASETS, GPT2)
+    parser.add_argument("name", metavar="名称", type=one_of(*names), help="、".join(names))
+    sizes = " | ".join(WEIGHTS)
+    parser.add_argument("--size", type=one_of(*WEIGHTS), help=f"{GPT2} 的大小：{sizes}（默认 {DEFAULT_SIZE}）")
+    parser.add_argument(
+        "--url", type=http_url, help="改从这个地址下载（默认：原来发布的地址；gpt2 可用环境变量 HF_ENDPOINT 换镜像站）"
+    )
+    parser.add_argument(
+        "--output", type=file_path, help="保存到哪里（默认：data/ 下，西游记原著.txt、gpt2_124M.safetensors 等）"
+    )
     parser.add_argument(
         "--timeout",
         type=positive_float,
@@ -213,10 +296,12 @@ def parse_args() -> Namespace:
 
 def main() -> None:
     args = parse_args()
-    dataset = DATASETS[args.name]
+    if args.size and args.name != GPT2:
+        raise UserError("--size", f"只用于 {GPT2}", f"去掉它，或改成 {GPT2}。")
+    dataset = WEIGHTS[args.size or DEFAULT_SIZE] if args.name == GPT2 else DATASETS[args.name]
     target = args.output or DATA_DIR / dataset.file_name
     if is_complete(dataset, target):
-        print(f"已经有了，无需下载：{target}（{dataset.size:,} 字节）")
+        print(f"已经有了，无需下载：{target}（{target.stat().st_size:,} 字节）")
         return
     check_output_path(target)
     try:
@@ -226,7 +311,7 @@ def main() -> None:
         raise
     if backup:
         print(f"提示：原来的 {target.name} 内容不同，已改名为 {backup.name}", file=sys.stderr)
-    print(f"已下载：{target}（{dataset.size:,} 字节）")
+    print(f"已下载：{target}（{target.stat().st_size:,} 字节）")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+from gpt2_reference import build_reference
 
 from data import download
-from utils.errors import RunError
+from utils.errors import RunError, UserError
+from utils.hugging_face import read_weights_file
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTENT = random.Random(7).randbytes(300_000)
@@ -35,15 +38,26 @@ download.DATASETS = {"小书": download.Dataset(**json.loads(sys.argv.pop(1)))}
 download.DATA_DIR = pathlib.Path(sys.argv.pop(1))
 run_program(download.main)
 """
+# 同上，但 gpt2 的结构以测试文件夹里的小配置为准
+WEIGHTS_PROGRAM = """
+import pathlib, sys
+from data import download
+from utils.errors import run_program
+download.DATA_DIR = download.CONFIGS_DIR = pathlib.Path(sys.argv.pop(1))
+run_program(download.main)
+"""
+SMALL_GPT2 = {"vocab_size": 300, "n_positions": 16, "n_embd": 64, "n_layer": 2, "n_head": 1}
 ENVIRONMENT = os.environ | {"PYTHONIOENCODING": "utf-8", "no_proxy": "*"}
 
 
 class Server(ThreadingHTTPServer):
-    """每个请求都交给 answer；ranges 记下每次请求的 Range。"""
+    """每个请求都交给 answer；paths 和 ranges 记下每次请求的路径和 Range。"""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answer: Callable[[Handler], None] = resumable
+        self.content = CONTENT
+        self.paths: list[str] = []
         self.ranges: list[str | None] = []
         self.sent = threading.Event()
         self.release = threading.Event()
@@ -57,6 +71,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self):
+        self.server.paths.append(self.path)
         self.server.ranges.append(self.headers["Range"])
         self.server.answer(self)
 
@@ -75,21 +90,23 @@ def resumable(handler: Handler) -> None:
     wanted = re.fullmatch(r"bytes=(\d+)-", handler.headers["Range"] or "")
     if not wanted:
         return whole(handler)
-    start, size = int(wanted[1]), len(CONTENT)
+    content = handler.server.content
+    start, size = int(wanted[1]), len(content)
     content_range = f"bytes {start}-{size - 1}/{size}"
-    handler.reply(206, CONTENT[start:], Content_Range=content_range, Content_Length=size - start)
+    handler.reply(206, content[start:], Content_Range=content_range, Content_Length=size - start)
 
 
 def whole(handler: Handler) -> None:
-    handler.reply(200, CONTENT, Content_Length=len(CONTENT))
+    handler.reply(200, handler.server.content, Content_Length=len(handler.server.content))
 
 
 def without_length(handler: Handler) -> None:
-    handler.reply(200, CONTENT)
+    handler.reply(200, handler.server.content)
 
 
 def cut_midway(handler: Handler) -> None:
-    handler.reply(200, CONTENT[:HALF], Content_Length=len(CONTENT))
+    content = handler.server.content
+    handler.reply(200, content[: len(content) // 2], Content_Length=len(content))
 
 
 def stall_midway(handler: Handler) -> None:
@@ -416,6 +433,8 @@ def test_script_runs_from_any_folder_and_checks_the_real_dataset(server, tmp_pat
         (["西游记原著", "--url", "ftp://127.0.0.1/book.txt"], ["--url", "http://"]),
         (["西游记原著", "--timeout", "0"], ["--timeout", "0"]),
         (["西游记原著", "--time", "1"], ["--timeout"]),
+        (["西游记原著", "--size", "124M"], ["--size", "gpt2"]),
+        (["gpt2", "--size", "1.5B"], ["--size", "124M | 355M | 774M | 1558M", "1.5B"]),
     ],
 )
 def test_bad_argument_is_explained(tmp_path, flags, words):
@@ -437,7 +456,7 @@ def test_chinese_address_is_encoded():
 def test_help_lists_datasets_and_flags(tmp_path):
     result = run_script(tmp_path, "--help")
     assert (result.returncode, result.stderr) == (0, "")
-    for word in ("西游记原著", "--url", "--output", "--timeout", "30"):
+    for word in ("西游记原著", "gpt2", "--size", "124M", "HF_ENDPOINT", "--url", "--output", "--timeout", "30"):
         assert word in result.stdout
 
 
@@ -447,3 +466,133 @@ def test_dataset_table_is_well_formed(dataset):
     assert re.fullmatch("[0-9a-f]{64}", dataset.sha256)
     assert dataset.size > 0
     assert Path(dataset.file_name).name == dataset.file_name
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> bytes:
+    """发布的样子：没有前缀，也没有与嵌入共用的 lm_head。"""
+    state = build_reference(**SMALL_GPT2).state_dict()
+    del state["lm_head.weight"]
+    return safetensors.torch.save({name.removeprefix("transformer."): tensor for name, tensor in state.items()})
+
+
+@pytest.fixture
+def hub(server: Server, tmp_path: Path, gpt2: bytes) -> Server:
+    """镜像站；tmp_path 里是与 gpt2 同样结构的配置。"""
+    server.content = gpt2
+    config = {"vocab_size": 300, "context_length": 16, "emb_dim": 64, "num_heads": 1, "num_layers": 2}
+    text = json.dumps({**config, "drop_rate": 0.1, "qkv_bias": True})
+    (tmp_path / "gpt2_config_124M.json").write_text(text, encoding="utf-8")
+    return server
+
+
+def get_gpt2(folder: Path, endpoint: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """运行“download.py gpt2”，HF_ENDPOINT 指向 endpoint。"""
+    arguments = [sys.executable, "-c", WEIGHTS_PROGRAM, str(folder), "gpt2", *flags]
+    return execute(arguments, folder, PYTHONPATH=str(ROOT), HF_ENDPOINT=endpoint)
+
+
+def endpoint_of(server: Server) -> str:
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+def saved_gpt2(folder: Path) -> dict[str, bytes]:
+    """下载留下的文件。"""
+    return {path.name: path.read_bytes() for path in folder.glob("gpt2_124M.*")}
+
+
+def test_gpt2_is_fetched_from_the_mirror_and_can_be_read(hub, tmp_path, gpt2):
+    result = get_gpt2(tmp_path, f"{endpoint_of(hub)}/")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"已下载：{tmp_path / 'gpt2_124M.safetensors'}（{len(gpt2):,} 字节）\n"
+    assert hub.paths == ["/openai-community/gpt2/resolve/main/model.safetensors"]
+    assert saved_gpt2(tmp_path) == {"gpt2_124M.safetensors": gpt2}
+    assert read_weights_file(tmp_path / "gpt2_124M.safetensors").config["num_layers"] == 2
+
+
+def test_gpt2_is_resumed_after_a_cut(hub, tmp_path, gpt2):
+    hub.answer = cut_midway
+    assert_failed(get_gpt2(tmp_path, endpoint_of(hub)), 1, "连接中断", "再运行一次", "HF_ENDPOINT")
+    assert saved_gpt2(tmp_path) == {"gpt2_124M.safetensors.part": gpt2[: len(gpt2) // 2]}
+
+    hub.answer = resumable
+    assert get_gpt2(tmp_path, endpoint_of(hub)).returncode == 0
+    assert hub.ranges == [None, f"bytes={len(gpt2) // 2}-"]
+    assert saved_gpt2(tmp_path) == {"gpt2_124M.safetensors": gpt2}
+
+
+@pytest.mark.parametrize("suffix", ["", ".part"])
+def test_complete_gpt2_needs_no_network(hub, tmp_path, gpt2, suffix):
+    (tmp_path / f"gpt2_124M.safetensors{suffix}").write_bytes(gpt2)
+    assert get_gpt2(tmp_path, endpoint_of(hub)).returncode == 0
+    assert hub.paths == []
+    assert saved_gpt2(tmp_path) == {"gpt2_124M.safetensors": gpt2}
+
+
+def test_leftover_of_another_version_is_discarded(hub, tmp_path, gpt2):
+    """服务器上的文件变短了，或者 .part 根本不是它的一部分：删掉，下次从头来。"""
+    (tmp_path / "gpt2_124M.safetensors.part").write_bytes(b"?" * 100)
+    assert_failed(get_gpt2(tmp_path, endpoint_of(hub)), 1, "内容不对", "已删除", "从头下载")
+    (tmp_path / "gpt2_124M.safetensors.part").write_bytes(b"?" * (len(gpt2) + 1))
+    hub.answer = refuse_range
+    assert get_gpt2(tmp_path, endpoint_of(hub)).returncode == 0
+    assert saved_gpt2(tmp_path) == {"gpt2_124M.safetensors": gpt2}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"<html>please log in</html>" * 100, ["已损坏或不是模型文件"]),
+        (safetensors.torch.save({}), ["不是 GPT-2 的结构"]),
+    ],
+)
+def test_what_is_not_gpt2_is_deleted_and_the_existing_file_stays(hub, tmp_path, content, words):
+    (tmp_path / "gpt2_124M.safetensors").write_bytes(b"mine")
+    hub.content = content
+    assert_failed(get_gpt2(tmp_path, endpoint_of(hub)), 1, *words, "已删除", "HF_ENDPOINT")
+    assert saved_gpt2(tmp_path) == {"gpt2_124M.safetensors": b"mine"}
+
+
+def test_file_that_was_there_is_kept_as_backup(hub, tmp_path, gpt2):
+    (tmp_path / "gpt2_124M.safetensors").write_bytes(b"mine")
+    result = get_gpt2(tmp_path, endpoint_of(hub))
+    assert result.returncode == 0 and "gpt2_124M.safetensors.bak" in result.stderr
+    assert saved_gpt2(tmp_path) == {"gpt2_124M.safetensors": gpt2, "gpt2_124M.safetensors.bak": b"mine"}
+
+
+def test_server_must_say_how_large_the_weights_are(hub, tmp_path):
+    hub.answer = without_length
+    assert_failed(get_gpt2(tmp_path, endpoint_of(hub)), 1, "没有说文件有多大")
+    assert saved_gpt2(tmp_path) == {}
+
+
+def test_real_structure_is_required(hub, tmp_path):
+    arguments = [sys.executable, str(ROOT / "data" / "download.py"), "gpt2", "--size", "355M", "--output", "x"]
+    result = execute(arguments, tmp_path, PYTHONPATH="", HF_ENDPOINT=endpoint_of(hub))
+    assert_failed(result, 1, "不是 gpt2_config_355M.json 的结构")
+    assert hub.paths == ["/openai-community/gpt2-medium/resolve/main/model.safetensors"]
+
+
+@pytest.mark.parametrize("endpoint", ["hf-mirror.com", "ftp://hf-mirror.com", "http://host:port"])
+def test_bad_endpoint_is_explained(tmp_path, endpoint):
+    arguments = [sys.executable, str(ROOT / "data" / "download.py"), "gpt2", "--output", "x"]
+    result = execute(arguments, tmp_path, PYTHONPATH="", HF_ENDPOINT=endpoint)
+    assert_failed(result, 2, "HF_ENDPOINT", "https://huggingface.co")
+
+
+@pytest.mark.parametrize(
+    ("size", "repository"), [("124M", "gpt2"), ("355M", "gpt2-medium"), ("774M", "gpt2-large"), ("1558M", "gpt2-xl")]
+)
+def test_every_size_has_its_published_address(monkeypatch, size, repository):
+    expected = f"https://huggingface.co/openai-community/{repository}/resolve/main/model.safetensors"
+    for unset in (None, ""):
+        monkeypatch.delenv("HF_ENDPOINT", raising=False) if unset is None else monkeypatch.setenv("HF_ENDPOINT", unset)
+        assert download.WEIGHTS[size].url == expected
+    assert (ROOT / "configs" / download.WEIGHTS[size].config_name).exists()
+    assert size in download.WEIGHTS[size].file_name
+
+
+def test_endpoint_error_is_the_users(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "nonsense")
+    with pytest.raises(UserError, match="HF_ENDPOINT.*nonsense"):
+        download.WEIGHTS["124M"].url  # noqa: B018  读一下就会检查

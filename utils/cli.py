@@ -134,9 +134,14 @@ def plain_text(text: str) -> str:
     return text
 
 
-def add_trainable_arguments(parser: ArgumentParser, modes: tuple[str, ...]) -> None:
-    """微调时训练哪些参数，名字见 model/trainable.py。"""
+def add_finetuning_arguments(parser: ArgumentParser, data_path: str, output_path: str, modes: tuple[str, ...]) -> None:
+    """微调程序共有的参数：从哪个模型开始，数据和结果在哪里，训练哪些参数（名字见 model/trainable.py）。"""
     add = parser.add_argument
+    start = "预训练好的模型，也可以是 Hugging Face 的 GPT-2（默认 %(default)s）"
+    add("--init_from", "--model_path", dest="model_path", type=file_path, default="model.pth", help=start)
+    add("--data_path", type=file_path, default=data_path, help="微调数据（默认 %(default)s）")
+    add("--output_path", type=file_path, default=output_path, help="微调好的模型存到哪里（默认 %(default)s）")
+    add("--encoding", type=text_encoding, default="utf-8", help="数据的编码（默认 %(default)s）")
     add(
         "--trainable", type=one_of(*modes), default="all", help=f"训练哪些参数：{' | '.join(modes)}（默认 %(default)s）"
     )

@@ -8,19 +8,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.checkpoint import ModelFile, build_model, check_config, has_tied_weights, open_model_file, tokenizer_of
+from utils.checkpoint import ModelFile, build_model, check_config, has_tied_weights, tokenizer_of
 from utils.compact_weights import compact_weights
 from utils.config_file import ConfigFile
 from utils.device import check_memory
 from utils.errors import UserError
+from utils.hugging_face import open_weights_file
 from utils.memory import estimate_generation_bytes
 from utils.text_utils import Tokenizer
 from utils.weight_speed import fastest_format
 
 
 def open_language_model(path: Path) -> ModelFile:
-    """打开会写字的模型的文件（已经过 check_archive）；分类模型不会写字，抛出 UserError。"""
-    file = open_model_file(path)
+    """打开会写字的模型，可以是 Hugging Face 的（已经过 check_weights_file）；分类模型不会写字，抛出 UserError。"""
+    file = open_weights_file(path)
     if file.labels is not None:
         raise UserError(path, "是分类模型，不会写字", "用 python classify.py --model_path 指向它。")
     return file

@@ -1,0 +1,111 @@
+"""我们的分词器与 Hugging Face 的 tokenizer.json 互相转换，编码完全相同。"""
+
+import json
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as BpeTokenizer
+
+from utils.errors import UserError
+from utils.text_utils import END_OF_TEXT, SPLIT_PATTERNS, Tokenizer, _visible_bytes, load_gpt2_tokenizer
+from utils.weights_file import read_json
+
+TOKENIZER_NAME = "tokenizer.json"
+LONG_BLANK = r"[\s\x1c-\x1f]{10000}"  # 切法同 text_utils.LONG_BLANK；Python 的 \s 多认四个控制符
+
+
+def tokenizer_files(tokenizer: Tokenizer, context_length: int) -> dict[str, bytes]:
+    """{文件名: 内容}，transformers 的 AutoTokenizer 由此重建出编码相同的分词器。"""
+    built = _build(_ranks_of(tokenizer), tokenizer.split)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # 一切照 tokenizer.json；GPT2Tokenizer 会换成它自己的切法
+        "model_max_length": context_length,
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "split_special_tokens": True,  # 文中写着 <|endoftext|> 也只当普通文字
+        "clean_up_tokenization_spaces": False,
+    }
+    files = {TOKENIZER_NAME: built.to_str(pretty=True), "tokenizer_config.json": json.dumps(settings, indent=2)}
+    if tokenizer.split == "gpt2":  # 这两个文件说不出怎样切，读的程序都照 GPT-2 的办
+        model = json.loads(built.to_str())["model"]
+        vocabulary = {**model["vocab"], END_OF_TEXT: tokenizer.end_of_text_id}
+        merges = "".join(f"{left} {right}\n" for left, right in model["merges"])
+        files |= {"vocab.json": json.dumps(vocabulary, ensure_ascii=False), "merges.txt": f"#version: 0.2\n{merges}"}
+    return {name: text.encode("utf-8") for name, text in files.items()}
+
+
+def read_tokenizer(folder: Path) -> dict:
+    """folder 里的 tokenizer.json 变成 Tokenizer.state() 的样子；没有这个文件就当作 GPT-2 的词表。
+
+    只认 GPT-2 的和 tokenizer_files 写出的；别的分词器抛出 UserError。
+    """
+    path = folder / TOKENIZER_NAME
+    if not path.exists():
+        return {"type": "gpt2"}
+    values = read_json(path, "分词器")
+    try:
+        return _recognize(values)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        reason = "不是 GPT-2 的分词器，也不是 export_hf.py 写出的"
+        raise UserError(path, reason, "这种词表用不了，请换一个模型。") from None
+
+
+def _recognize(values: dict) -> dict:
+    byte_of = {visible: byte for byte, visible in _visible_bytes().items()}
+    ranks = {
+        bytes(byte_of[character] for character in token): rank
+        for token, rank in values["model"]["vocab"].items()
+        if token != END_OF_TEXT
+    }
+    gpt2 = load_gpt2_tokenizer()
+    if ranks == _ranks_of(gpt2):
+        return gpt2.state()
+    if sorted(ranks.values()) != list(range(len(ranks))) or not all(bytes([byte]) in ranks for byte in range(256)):
+        raise ValueError("词表不完整")
+    for split in SPLIT_PATTERNS:
+        if _essence(json.loads(_build(ranks, split).to_str())) == _essence(values):
+            return Tokenizer("bpe", ranks, split).state()
+    raise ValueError("切法或合并的次序不同")
+
+
+def _essence(values: dict) -> list:
+    """tokenizer.json 里决定编码的几项。"""
+    return [values["normalizer"], values["pre_tokenizer"], *(values["model"][name] for name in ("vocab", "merges"))]
+
+
+def _build(ranks: dict[bytes, int], split: str) -> BpeTokenizer:
+    visible = _visible_bytes()
+
+    def show(token: bytes) -> str:
+        return "".join(visible[byte] for byte in token)
+
+    vocabulary = {show(token): rank for token, rank in ranks.items()}
+    merges = [(show(left), show(right)) for left, right in recover_merges(ranks)]
+    # ignore_merges：整个词就在词表里时不必合并，tiktoken 也是这样
+    built = BpeTokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in (LONG_BLANK, SPLIT_PATTERNS[split])]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    built.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+    built.decoder = decoders.ByteLevel()
+    built.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    return built
+
+
+def recover_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """tiktoken 的词表只记合并的结果；照编码的规则拼每个 token，剩下两段时就是当初合并的一对。先合并的在前。"""
+    merges = []
+    for token in sorted(ranks, key=ranks.get):
+        parts = [token[index : index + 1] for index in range(len(token))]
+        while len(parts) > 2:
+            pairs = [left + right for left, right in zip(parts, parts[1:], strict=False)]
+            first = min(range(len(pairs)), key=lambda index: ranks.get(pairs[index], len(ranks)))
+            if pairs[first] not in ranks:  # 这个 token 拼不出来，只有整个词就是它时才用到
+                break
+            parts[first : first + 2] = [pairs[first]]
+        if len(parts) == 2:
+            merges.append((parts[0], parts[1]))
+    return merges
+
+
+def _ranks_of(tokenizer: Tokenizer) -> dict[bytes, int]:
+    return {tokenizer.token_bytes(token_id): token_id for token_id in range(tokenizer.end_of_text_id)}
