@@ -90,7 +90,7 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
     identity = RunIdentity.of(model, digest_of(records), settings, dtype, details)
     if files := train_to_file(trainer, args.output_path, identity, memory, args, started):
         merge_lora(model)
-        report_classifier.print_result(trainer, loaders[2], files)
+        report_classifier.print_result(trainer, loaders[2], files, args)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Co
     identity = RunIdentity.of(model, digest_of(records), settings, dtype, details)
     if files := train_to_file(trainer, args.output_path, identity, memory, args, started):
         merge_lora(model)
-        report_instruction.print_result(trainer, before, files)
+        report_instruction.print_result(trainer, before, files, args)
 
 
 if __name__ == "__main__":

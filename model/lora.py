@@ -1,5 +1,6 @@
 """LoRA：冻结原来的权重，只学一个低秩的修正 (Hu et al. 2021)。"""
 
+import hashlib
 import math
 from collections.abc import Iterator
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 PREFIX = "lora_"  # 适配器的参数都以它开头
+FINGERPRINT_NUMBERS = 256  # 每个冻结的权重取这么多个数作指纹，换一次训练就全都不同
 
 
 class LoRALinear(nn.Linear):
@@ -18,7 +20,8 @@ class LoRALinear(nn.Linear):
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float):
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
-        self.weight, self.bias, self.scale = linear.weight, linear.bias, alpha / rank
+        self.weight, self.bias = linear.weight, linear.bias
+        self.rank, self.alpha, self.scale = rank, alpha, alpha / rank
         self.lora_A = nn.Parameter(torch.empty(rank, linear.in_features, device=linear.weight.device))
         self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, device=linear.weight.device))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # 与 nn.Linear 的权重同样的初始化
@@ -56,9 +59,40 @@ def merged_state_dict(model: nn.Module) -> dict:
     return state
 
 
-def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """只有适配器的参数；大小是全部权重的百分之几。"""
-    return {name: value for name, value in model.state_dict().items() if PREFIX in name}
+def adapter_state_dict(model: nn.Module) -> dict:
+    """学到的东西，几百 KB：各个 A、B，分类模型还有新的头。没有加过 LoRA 就是空的。
+
+    "_extra_state" 说明怎样用：秩、缩放，和它修正的是哪个模型。
+    """
+    layers = [layer for _, _, layer in _projections(model, LoRALinear)]
+    if not layers:
+        return {}
+    learned = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    description = {"rank": layers[0].rank, "alpha": layers[0].alpha, "base": _fingerprint(model, learned)}
+    return {**learned, "_extra_state": description}
+
+
+def merge_adapter(model: nn.Module, adapter: dict) -> None:
+    """把 adapter_state_dict 的结果加到原来的模型上，合并进权重；不是给这个模型的就抛出 ValueError。"""
+    description = adapter["_extra_state"]
+    learned = {name: value for name, value in adapter.items() if name != "_extra_state"}
+    add_lora(model, description["rank"], description["alpha"])
+    try:
+        missing, unexpected = model.load_state_dict(learned, strict=False)
+    except RuntimeError:
+        raise ValueError("形状与模型不符") from None
+    if unexpected or any(PREFIX in name for name in missing) or _fingerprint(model, learned) != description["base"]:
+        raise ValueError("是从另一个模型微调来的")
+    merge_lora(model)
+
+
+def _fingerprint(model: nn.Module, learned: dict) -> str:
+    """冻结的那些权重的指纹。"""
+    digest = hashlib.sha256()
+    for name, value in model.named_parameters():
+        if name not in learned:
+            digest.update(value.detach().flatten()[:FINGERPRINT_NUMBERS].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _projections(model: nn.Module, kind: type) -> Iterator[tuple[nn.Module, str, nn.Linear]]:

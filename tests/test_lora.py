@@ -1,5 +1,7 @@
 """model/lora.py：刚加上时什么也不变；只动适配器；合并前后相同；秩够大时与全量微调一样能拟合。"""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 
 from conftest import tiny_config
 from model.language_model import LanguageModel
-from model.lora import LoRALinear, add_lora, lora_state_dict, merge_lora
+from model.lora import LoRALinear, adapter_state_dict, add_lora, merge_adapter, merge_lora
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def test_every_projection_of_every_block_gets_an_adapter_and_nothing_else(model)
     adapted = [name for name, module in model.named_modules() if isinstance(module, LoRALinear)]
     assert len(adapted) == 2 * 6 and all(name.startswith("trf_blocks.") for name in adapted)
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trainable == set(lora_state_dict(model))
+    assert trainable == adapter_state_dict(model).keys() - {"_extra_state"}
 
 
 def test_base_weights_keep_their_names_and_values_while_training(model):
@@ -66,14 +68,32 @@ def test_merged_model_has_the_old_structure_and_the_same_output(model):
     disturb(model)
     before = model(TOKEN_IDS)
     merge_lora(model)
-    assert list(model.state_dict()) == names and not lora_state_dict(model)
+    assert list(model.state_dict()) == names and not adapter_state_dict(model)
     torch.testing.assert_close(model(TOKEN_IDS), before, atol=1e-5, rtol=0)
 
 
 def test_adapter_is_a_small_part_of_the_weights(model):
     add_lora(model, rank=1, alpha=8.0)
-    adapter = sum(value.numel() for value in lora_state_dict(model).values())
+    adapter = sum(value.numel() for name, value in adapter_state_dict(model).items() if name != "_extra_state")
     assert adapter < 0.06 * sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_adapter_alone_turns_the_base_into_the_merged_model(model):
+    assert adapter_state_dict(model) == {}
+    base = copy.deepcopy(model)
+    add_lora(model, rank=2, alpha=8.0)
+    disturb(model)
+    adapter = adapter_state_dict(model)
+    merge_lora(model)
+    merge_adapter(base, adapter)
+    assert all(torch.equal(base.state_dict()[name], value) for name, value in model.named_parameters())
+
+
+@pytest.mark.parametrize("changes", [{}, {"emb_dim": 64}, {"num_layers": 3}, {"num_layers": 1}])
+def test_adapter_of_another_model_is_refused(model, changes):
+    add_lora(model, rank=2, alpha=8.0)
+    with pytest.raises(ValueError, match="形状与模型不符|从另一个模型微调来"):
+        merge_adapter(LanguageModel(tiny_config(**changes)), adapter_state_dict(model))
 
 
 def fit(layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
