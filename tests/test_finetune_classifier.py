@@ -88,7 +88,7 @@ def test_small_adapter_and_base_answer_like_the_merged_model(folder, tuned):
         run("classify.py", *flags, cwd=folder, stdin="谢谢\n中奖\n").stdout
         for flags in (("--model_path", "l.pth"), apart)
     }
-    assert len(answers) == 1 and "垃圾（" in answers.pop()
+    assert len(answers) == 1 and "正常（" in answers.pop()
     refuse(folder, "classify.py", ["--model_path", "l.pth", "--adapter_path", "l.pth.lora"], "l.pth：是分类模型")
     refuse(folder, "classify.py", ["--model_path", "model.pth", "--adapter_path", "l.pth"], "l.pth：已损坏或不是适配器")
 
