@@ -21,8 +21,11 @@ def print_start(
     model = trainer.model
     print_model(trainer, args, dtype)
     say(f"数据：{args.data_path}，模板 {model.template}，训练 {len(parts[0]):,} 条，留出 {len(parts[1]):,} 条")
+    length = model.cfg.context_length
     if truncated := sum(part.num_truncated for part in parts):
-        say(f"有 {truncated:,} 条超过上下文长度 {model.cfg.context_length}，截去了末尾")
+        say(f"有 {truncated:,} 条超过上下文长度 {length}，截去了末尾")
+    if dropped := sum(part.num_dropped for part in parts):
+        say(f"另有 {dropped:,} 条的回答在 {length} 个 token 之外，没有用上；换上下文更长的模型才学得到")
 
 
 def print_result(trainer: Trainer, before: Counts, files: RunFiles, args: argparse.Namespace) -> None:
