@@ -53,7 +53,7 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
 
     from model.classifier import Classifier
     from model.language_model import LanguageModel
-    from model.lora import merge_lora
+    from model.lora import LoRAConfig, merge_lora
     from model.trainable import set_trainable
     from utils import classification, report_classifier
     from utils import device as devices
@@ -73,7 +73,8 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
     )
     torch.manual_seed(settings.seed)
     model = Classifier.from_language_model(base, labels_of(records)).to(device)
-    set_trainable(model, args.trainable, args.lora_rank, args.lora_alpha)
+    lora = LoRAConfig(args.lora_rank, args.lora_alpha, args.lora_projections)
+    set_trainable(model, args.trainable, lora)
     if args.compile:
         model.compile()
     split = split_records(records, settings.seed)
@@ -86,7 +87,9 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
         classification.measure(model, loader, model.labels, trainer.precision).accuracy
     )
     report_classifier.print_start(trainer, split, datasets, args, dtype)
-    details = {name: getattr(args, name) for name in ("trainable", "lora_rank", "lora_alpha", "balance")}
+    details = {
+        name: getattr(args, name) for name in ("trainable", "lora_rank", "lora_alpha", "lora_projections", "balance")
+    }
     identity = RunIdentity.of(model, digest_of(records), settings, dtype, details)
     if files := train_to_file(trainer, args.output_path, identity, memory, args, started):
         merge_lora(model)

@@ -53,7 +53,7 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Co
     import torch
 
     from model.language_model import LanguageModel
-    from model.lora import merge_lora
+    from model.lora import LoRAConfig, merge_lora
     from model.trainable import set_trainable
     from utils import device as devices
     from utils import instruction_tuning, report_instruction
@@ -71,7 +71,8 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Co
     questions = [record.turns[0].question for record in records]
     model.template = choose_template(questions) if args.template == "auto" else args.template
     torch.manual_seed(settings.seed)
-    set_trainable(model.to(device), args.trainable, args.lora_rank, args.lora_alpha)
+    lora = LoRAConfig(args.lora_rank, args.lora_alpha, args.lora_projections)
+    set_trainable(model.to(device), args.trainable, lora)
     template, context_length = TEMPLATES[model.template], model.cfg.context_length
     parts = [
         instruction_tuning.InstructionDataset(part, template, tokenizer, context_length)
@@ -87,7 +88,7 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Co
     trainer = build_trainer(model, loaders, settings, dtype)
     report_instruction.print_start(trainer, parts, args, dtype)
     before = instruction_tuning.measure_exact_match(model, loaders[1], trainer.precision)
-    details = {name: getattr(args, name) for name in ("trainable", "lora_rank", "lora_alpha")}
+    details = {name: getattr(args, name) for name in ("trainable", "lora_rank", "lora_alpha", "lora_projections")}
     details["template"] = model.template
     identity = RunIdentity.of(model, digest_of(records), settings, dtype, details)
     if files := train_to_file(trainer, args.output_path, identity, memory, args, started):

@@ -8,6 +8,7 @@ import torch
 from conftest import tiny_config
 from model.classifier import Classifier
 from model.language_model import LanguageModel
+from model.lora import LoRAConfig
 from model.trainable import set_trainable
 from utils.adapter import apply_adapter, read_adapter, save_adapter
 from utils.checkpoint import save_model, save_state
@@ -20,7 +21,7 @@ def saved(tmp_path):
     base = Classifier(tiny_config(), ["好", "坏"])
     base.template = "zh"
     tuned = copy.deepcopy(base)
-    set_trainable(tuned, "lora", rank=2, alpha=4.0)
+    set_trainable(tuned, "lora", LoRAConfig(2, 4.0))
     with torch.no_grad():
         for parameter in tuned.parameters():
             if parameter.requires_grad:
@@ -56,6 +57,7 @@ def test_other_base_is_named_as_the_reason(saved):
         {"_extra_state": {"rank": 2}},
         {"rank": "2"},
         {"rank": 0},
+        {"projections": "some"},
         {"labels": [1]},
         {"template": 3},
     ],

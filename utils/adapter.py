@@ -7,10 +7,18 @@ from torch import nn
 
 from utils.archive import check_archive
 from utils.checkpoint import DESCRIPTION_KEY, check_tensors, load_state, save_state
+from utils.cli import LORA_PROJECTIONS
 from utils.errors import UserError
 
 NOT_AN_ADAPTER = "已损坏或不是适配器文件"
-KINDS = {"rank": int, "alpha": (int, float), "base": str, "labels": (list, type(None)), "template": (str, type(None))}
+KINDS = {
+    "rank": int,
+    "alpha": (int, float),
+    "projections": str,
+    "base": str,
+    "labels": (list, type(None)),
+    "template": (str, type(None)),
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,9 @@ def read_adapter(path: Path) -> AdapterFile:
         raise UserError(path, NOT_AN_ADAPTER)
     labels = description["labels"] or []
     if not all(isinstance(description[name], kind) for name, kind in KINDS.items()) or not (
-        all(isinstance(label, str) for label in labels) and description["rank"] > 0
+        all(isinstance(label, str) for label in labels)
+        and description["rank"] > 0
+        and description["projections"] in LORA_PROJECTIONS
     ):
         raise UserError(path, NOT_AN_ADAPTER)
     check_tensors(path, {name: value for name, value in state.items() if name != DESCRIPTION_KEY})
