@@ -33,7 +33,7 @@ def main() -> None:
 
     device = choose_device(args.device)
     model, tokenizer = load_with_adapter(args) if args.adapter_path else load(args.model_path)
-    model = model.to(device).eval()
+    model = model.float().to(device).eval()
 
     def answer(text: str) -> None:
         with torch.inference_mode():

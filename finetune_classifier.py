@@ -59,7 +59,7 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
     from utils import device as devices
     from utils.labeled_text import digest_of, labels_of, split_records
     from utils.memory import keep_freed_memory
-    from utils.model_loading import load_model, open_language_model
+    from utils.model_loading import load_to_train
     from utils.run_identity import RunIdentity
     from utils.training_memory import TrainingMemory
     from utils.training_program import build_trainer, train_to_file
@@ -67,9 +67,9 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
     keep_freed_memory()
     device = devices.choose_device(settings.device)
     dtype = devices.choose_dtype(settings.dtype, device)
-    file = open_language_model(args.model_path)
-    base, tokenizer = load_model(
-        file, ModelConfig.from_dict, lambda cfg: LanguageModel(dataclasses.replace(cfg, drop_rate=args.drop_rate))
+    with_dropout = {"drop_rate": args.drop_rate}
+    base, tokenizer = load_to_train(
+        args.model_path, ModelConfig.from_dict, lambda cfg: LanguageModel(dataclasses.replace(cfg, **with_dropout))
     )
     torch.manual_seed(settings.seed)
     model = Classifier.from_language_model(base, labels_of(records)).to(device)

@@ -59,7 +59,7 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Co
     from utils import instruction_tuning, report_instruction
     from utils.instruction_data import digest_of, split_conversations
     from utils.memory import keep_freed_memory
-    from utils.model_loading import load_model, open_language_model
+    from utils.model_loading import load_to_train
     from utils.run_identity import RunIdentity
     from utils.training_memory import TrainingMemory
     from utils.training_program import build_trainer, train_to_file
@@ -67,7 +67,7 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Co
     keep_freed_memory()
     device = devices.choose_device(settings.device)
     dtype = devices.choose_dtype(settings.dtype, device)
-    model, tokenizer = load_model(open_language_model(args.model_path), ModelConfig.from_dict, LanguageModel)
+    model, tokenizer = load_to_train(args.model_path, ModelConfig.from_dict, LanguageModel)
     questions = [record.turns[0].question for record in records]
     model.template = choose_template(questions) if args.template == "auto" else args.template
     torch.manual_seed(settings.seed)

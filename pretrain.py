@@ -100,12 +100,12 @@ def load_start(args: argparse.Namespace, config: ConfigFile):
     if not args.init_from:
         return None, config
     from model.language_model import LanguageModel
-    from utils.model_loading import load_model, open_language_model
+    from utils.model_loading import load_to_train
 
-    file = open_language_model(args.init_from)
-    model, tokenizer = load_model(file, ModelConfig.from_dict, LanguageModel, config if args.config else None)
+    given = config if args.config else None
+    model, tokenizer = load_to_train(args.init_from, ModelConfig.from_dict, LanguageModel, given)
     config = dataclasses.replace(config, path=args.init_from, model=model.cfg, tokenizer=tokenizer.state())
-    return model.float(), config
+    return model, config
 
 
 if __name__ == "__main__":
