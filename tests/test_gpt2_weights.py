@@ -92,6 +92,16 @@ def test_bad_weights_are_one_line(folder, program, content):
     assert result.code == 2 and "bad.safetensors" in result.stderr and result.stderr.count("\n") == 1, result.stderr
 
 
+def test_another_kind_of_model_is_named_as_such(folder):
+    (folder / "bert").mkdir(exist_ok=True)
+    tensors = {"bert.embeddings.word_embeddings.weight": torch.zeros(3, 4)}
+    safetensors.torch.save_file(tensors, folder / "bert" / "model.safetensors")
+    for program, flag in (("generate.py", "--model_path"), ("pretrain.py", "--init_from")):
+        data = ("--data_path", "corpus.txt") if program == "pretrain.py" else ("--prompt", "你好")
+        result = run(program, flag, "bert", *data, cwd=folder)
+        assert result.code == 2 and "model.safetensors：不是 GPT-2 的权重" in result.stderr, result.stderr
+
+
 def test_output_cannot_replace_the_starting_weights(folder):
     weights = folder / "gpt2" / "model.safetensors"
     result = pretrain(folder, "--init_from", "gpt2", "--model_path", weights)

@@ -40,7 +40,7 @@ def _describe_vocabulary(corpus: Corpus) -> str:
     if corpus.tokenizer.kind == "gpt2":
         return f"GPT-2 词表，{text}"
     gpt2 = len(corpus.excerpt) / len(load_gpt2_tokenizer().encode(corpus.excerpt))
-    return f"在训练部分上训练的词表，{text}（GPT-2 词表约 {gpt2:.2f}）"
+    return f"自己训练的词表，{text}（GPT-2 词表约 {gpt2:.2f}）"
 
 
 def print_plan(trainer: Trainer, budget: Budget) -> None:
