@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from checks.comparison import Check, Suspect, Tensors, fact_check, install, linear_shapes, random_inputs, tiny_config
+from checks.building import Tensors, install, linear_shapes, random_inputs, tiny_config
+from checks.comparison import Check, Suspect, fact_check
 from checks.position import Stub
 from model.attention import BLOCK, MultiHeadAttention, attention_by_definition, attention_in_blocks
 from model.config import ModelConfig
@@ -282,9 +283,9 @@ def _cached_check(name: str, cfg: ModelConfig, suspects: list[Suspect]) -> Check
     )
 
 
-def changes_every_time(module: nn.Module, *arguments) -> bool:
+def changes_every_time(module: nn.Module, x: Tensor, *others) -> bool:
     """同样的输入算两次，结果不同就是丢弃了什么。"""
-    return not torch.equal(module(*arguments), module(*arguments))
+    return not torch.equal(module(x.clone(), *others), module(x.clone(), *others))
 
 
 def _modes() -> dict[str, float]:

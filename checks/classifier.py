@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from checks.comparison import Check, Suspect, Tensors, fact_check, linear_shapes, tiny_config
+from checks.building import Tensors, linear_shapes, tiny_config
+from checks.comparison import Check, Suspect, fact_check
 from checks.language_model import INIT_STD, SUSPECTS, Model, load, model_inputs
 from model.classifier import Classifier
 from model.language_model import LanguageModel

@@ -9,30 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from checks.building import SEED, Tensors, WrongParameters
 from checks.failure import describe_exception
-from model.config import ModelConfig
 
-SEED = 0
 TOLERANCE = 2e-5  # float32 的舍入误差在 1e-6 上下；最细微的错（GELU 换了近似）差 2e-4
-TINY_MODEL = {
-    "vocab_size": 300,
-    "context_length": 16,
-    "emb_dim": 32,
-    "num_heads": 4,
-    "num_layers": 2,
-    "drop_rate": 0.0,
-    "qkv_bias": True,
-}
 
-Tensors = dict[str, Tensor]
 Function = Callable[[Tensors], Tensors | Tensor]
-
-
-def tiny_config(**changes) -> ModelConfig:
-    """几毫秒就能算完的 GPT-2，可改任何字段。"""
-    return ModelConfig.from_dict({**TINY_MODEL, **changes})
 
 
 @dataclass(frozen=True)
@@ -79,16 +63,8 @@ class Measured:
     gradients: Tensors
 
 
-class WrongParameters(Exception):
-    """模块的参数与应有的不同。"""
-
-    def __init__(self, problem: str, guess: str):
-        super().__init__(problem)
-        self.problem, self.guess = problem, guess
-
-
-def compare(check: Check) -> Result:
-    """做一项比较；我们的代码抛出什么异常都变成结果里的一句话。"""
+def compare(check: Check, max_mistakes: int = 2) -> Result:
+    """做一项比较，最多猜到几处错同时有；我们的代码抛出什么异常都变成结果里的一句话。"""
     expected = measure(check.build_reference(), check.inputs())
     try:
         found = measure(check.ours, check.inputs())
@@ -97,20 +73,18 @@ def compare(check: Check) -> Result:
     except Exception as error:  # 学习者的代码可能抛出任何异常
         problem, trace = describe_exception(error)
         return Result(check.name, problem=problem, trace=trace)
+    output = difference(found.outputs, expected.outputs)
+    gradient = difference(found.gradients, expected.gradients)
+    shown = {"output_difference": output, "gradient_difference": gradient if found.gradients else None}
+    if max(output, gradient) <= check.tolerance:
+        return Result(check.name, **shown)
+    guess = _guess(check, found, max_mistakes)
     if problem := _wrong_shapes(found.outputs, expected.outputs):
-        return Result(check.name, problem=problem, guess=_guess(check, found))
-    output, gradient = (
-        difference(*pair) for pair in ((found.outputs, expected.outputs), (found.gradients, expected.gradients))
-    )
-    gradient = gradient if found.gradients else None
-    if output <= check.tolerance and (gradient or 0.0) <= check.tolerance:
-        return Result(check.name, output, gradient)
-    if output <= check.tolerance:
-        guess = _guess(check, found) or "输出对而梯度不对：是不是用了 detach()、.data 或 no_grad()"
-        return Result(check.name, output, gradient, _describe_worst(found.gradients, expected.gradients, "梯度"), guess)
-    return Result(
-        check.name, output, gradient, _describe_worst(found.outputs, expected.outputs, ""), _guess(check, found)
-    )
+        return Result(check.name, problem=problem, guess=guess)
+    if output > check.tolerance:
+        return Result(check.name, **shown, problem=_worst(found.outputs, expected.outputs), guess=guess)
+    problem = f"输出相同，梯度不同：{_worst(found.gradients, expected.gradients)}"
+    return Result(check.name, **shown, problem=problem, guess=guess or "是不是用了 detach()、.data 或 no_grad()")
 
 
 def measure(function: Function, inputs: Tensors) -> Measured:
@@ -147,31 +121,32 @@ def difference(found: Tensors, expected: Tensors) -> float:
     for name, reference in expected.items():
         if found[name].shape != reference.shape:
             return math.inf
+        if reference.numel() == 0:
+            continue
         same = (found[name] == reference) | (found[name].isnan() & reference.isnan())
         gap = (found[name] - reference).abs().where(~same, 0.0) / reference.abs().nan_to_num().max().clamp(min=1.0)
         largest = max(largest, gap.nan_to_num(nan=math.inf).max().item())
     return largest
 
 
-def _guess(check: Check, found: Measured) -> str:
-    """与哪个写错的参照相同；一处错都不像时，再试两处同时错的。"""
-    singles = [([suspect.guess], suspect.changes) for suspect in check.suspects]
-    pairs = [
-        ([first.guess, second.guess], {**first.changes, **second.changes})
-        for first, second in itertools.combinations(check.suspects, 2)
-        if first.changes.keys().isdisjoint(second.changes)
-    ]
-    for guesses, changes in singles + pairs:
-        try:
-            wrong = measure(check.build_reference(**changes), check.inputs())
-        except Exception:  # 两处错合在一起可能根本算不了
-            continue
-        if all(
-            difference(*pair) <= check.tolerance
-            for pair in ((found.outputs, wrong.outputs), (found.gradients, wrong.gradients))
-        ):
-            return "；".join(guesses)
+def _guess(check: Check, found: Measured, max_mistakes: int) -> str:
+    """与哪个写错的参照相同；一处错都不像时，再试几处同时错的。"""
+    for count in range(1, max_mistakes + 1):
+        for suspects in itertools.combinations(check.suspects, count):
+            names = [name for suspect in suspects for name in suspect.changes]
+            if len(names) == len(set(names)) and _is_same(check, found, suspects):
+                return "；".join(suspect.guess for suspect in suspects)
     return ""
+
+
+def _is_same(check: Check, found: Measured, suspects: tuple[Suspect, ...]) -> bool:
+    changes = {name: value for suspect in suspects for name, value in suspect.changes.items()}
+    try:
+        wrong = measure(check.build_reference(**changes), check.inputs())
+    except Exception:  # 几处错合在一起可能根本算不了
+        return False
+    pairs = ((found.outputs, wrong.outputs), (found.gradients, wrong.gradients))
+    return all(difference(*pair) <= check.tolerance for pair in pairs)
 
 
 def _wrong_shapes(found: Tensors, expected: Tensors) -> str:
@@ -183,53 +158,14 @@ def _wrong_shapes(found: Tensors, expected: Tensors) -> str:
     return ""
 
 
-def _describe_worst(found: Tensors, expected: Tensors, kind: str) -> str:
+def _worst(found: Tensors, expected: Tensors) -> str:
     """差得最远的一个数。"""
     gaps = {name: (found[name] - reference).abs().nan_to_num(nan=math.inf) for name, reference in expected.items()}
     name = max(gaps, key=lambda name: gaps[name].max().item())
     place = torch.unravel_index(gaps[name].argmax(), gaps[name].shape)
     index = f"[{', '.join(str(axis.item()) for axis in place)}]" if place else ""
     values = [tensors[name][place].item() for tensors in (found, expected)]
-    subject = f"{name} 的{kind}" if kind else name
-    return f"{subject}{index} 是 {values[0]:.4g}，应为 {values[1]:.4g}"
-
-
-def random_inputs(**shapes: tuple[int, ...]) -> Tensors:
-    """{名字: 要求梯度的随机张量}；矩阵缩小到输出与输入差不多大。"""
-    generator = torch.Generator().manual_seed(SEED)
-    tensors = {}
-    for name, shape in shapes.items():
-        scale = shape[-1] ** -0.5 if len(shape) == 2 else 1.0
-        tensors[name] = (torch.randn(shape, generator=generator) * scale).requires_grad_()
-    return tensors
-
-
-def linear_shapes(name: str, outputs: int, inputs: int, bias: bool = True) -> dict[str, tuple[int, ...]]:
-    """一个线性层的参数的名字和形状。"""
-    return {f"{name}.weight": (outputs, inputs)} | ({f"{name}.bias": (outputs,)} if bias else {})
-
-
-def install(module: nn.Module, parameters: Tensors) -> nn.Module:
-    """把 module 的参数换成给定的张量，梯度因此回到它们身上；名字和形状要恰好相同，否则抛出 WrongParameters。"""
-    own = dict(module.named_parameters())
-    for name in parameters.keys() - own.keys():
-        raise WrongParameters(f"缺少参数 {name}", "缺偏置" if name.endswith("bias") else "")
-    for name in own.keys() - parameters.keys():
-        guess = "多了偏置" if name.endswith("bias") else "权重没有共用" if name == "out_head.weight" else ""
-        raise WrongParameters(f"多了参数 {name}", guess)
-    places = {id(parameter): [] for parameter in own.values()}
-    for owner in module.modules():
-        for name, parameter in owner._parameters.items():
-            if parameter is not None:
-                places[id(parameter)].append((owner, name))
-    for path, parameter in own.items():
-        if parameter.shape != parameters[path].shape:
-            shapes = f"{tuple(parameter.shape)}，应为 {tuple(parameters[path].shape)}"
-            raise WrongParameters(f"{path} 的形状是 {shapes}", "形状不对")
-        for owner, name in places[id(parameter)]:  # 共用的参数有几个名字
-            del owner._parameters[name]
-            setattr(owner, name, parameters[path])
-    return module
+    return f"{name}{index} 是 {values[0]:.4g}，应为 {values[1]:.4g}"
 
 
 def fact_check(name: str, ours: Callable[[], dict], expected: dict, suspects: list, tolerance: float) -> Check:

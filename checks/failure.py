@@ -8,6 +8,7 @@ from pathlib import Path
 TRANSLATIONS = (
     (r"name '(.+?)' is not defined.*", r"没有 \1 这个名字"),
     (r"cannot access local variable '(.+?)'.*", r"用到 \1 时它还没有值"),
+    (r"module '(.+?)' has no attribute '(.+?)'.*", r"\1 没有 \2 这个属性"),
     (r"'?(\w+)'? object has no attribute '(.+?)'.*", r"\1 没有 \2 这个属性"),
     (r"cannot import name '(.+?)' from '(.+?)'.*", r"\2 里没有 \1"),
     (r"No module named '(.+?)'", r"没有 \1 这个模块"),
@@ -15,6 +16,11 @@ TRANSLATIONS = (
     (
         r"The size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\) at non-singleton dimension (\d+)",
         r"形状不对：第 \3 维一个是 \1，一个是 \2",
+    ),
+    (
+        r"The expanded size of the tensor \((\d+)\) must match the existing size \((\d+)\) "
+        r"at non-singleton dimension (\d+).*",
+        r"形状不对：第 \3 维应为 \1，得到 \2",
     ),
     (r"shape '(.+?)' is invalid for input of size (\d+)", r"形状不对：\2 个数排不成 \1"),
     (r"Expected size for first two dimensions .*got: \[(.+?)\].*", r"形状不对：批量矩阵相乘时收到 [\1]"),
@@ -47,7 +53,7 @@ def describe_exception(error: BaseException) -> tuple[str, str]:
         if (translated := re.sub(f"^(?:{english})$", chinese, message)) != message:
             message = translated
             break
-    return f"{type(error).__name__}：{message}", _place(error)
+    return f"{type(error).__name__}：{message}", _place(error) or "出在反向传播时，不在某一行"
 
 
 def _place(error: BaseException) -> str:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from checks.comparison import Check, Suspect, Tensors, install, linear_shapes, random_inputs, tiny_config
+from checks.building import Tensors, install, linear_shapes, random_inputs, tiny_config
+from checks.comparison import Check, Suspect
 from model.config import ModelConfig
 from model.feed_forward import GELU, SquaredReLU, build_feed_forward, gelu_by_definition
 

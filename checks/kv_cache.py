@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from checks.comparison import Check, Suspect, Tensors, fact_check, random_inputs, tiny_config
+from checks.building import Tensors, random_inputs, tiny_config
+from checks.comparison import Check, Suspect, fact_check
 from model.kv_cache import KVCache
 
 USES = ()
@@ -21,6 +22,7 @@ class Concatenate:
     shift: int = 0  # 错开几位，空出来的是 0
     swaps: bool = False
     same: bool = False  # 值也存成了键
+    stores: tuple[str, ...] = ("keys", "values")
     shares_layers: bool = False  # 各层写在同一处
     whole: bool = False  # 连没有用到的位置也返回
     cuts_new: bool = False  # 返回的不含新的
@@ -36,7 +38,8 @@ class Concatenate:
                     place = layer * (not self.shares_layers)
                     begin = 0 if self.overwrites else length + self.shift
                     table = table.clone()
-                    table[place, :, :, begin : begin + size] = new
+                    if part in self.stores:
+                        table[place, :, :, begin : begin + size] = new
                     tables[part] = table
                 begin, end = self._range(length, size)
                 for part, other in (("keys", "values"), ("values", "keys")):
@@ -57,6 +60,8 @@ SUSPECTS = [
     Suspect("KV 缓存错位：多错了一位", {"shift": 1}),
     Suspect("返回的键和值次序反了", {"swaps": True}),
     Suspect("值存成了键", {"same": True}),
+    Suspect("键没有存进缓存", {"stores": ("values",)}),
+    Suspect("值没有存进缓存", {"stores": ("keys",)}),
     Suspect("各层写在同一处：没有用 layer", {"shares_layers": True}),
     Suspect("返回了整张表，应只到 end", {"whole": True}),
     Suspect("返回的不含新的：只到 length，应到 end", {"cuts_new": True}),
@@ -98,6 +103,8 @@ CHECKS = [
         {"刚建好的 length": 0, "字节数": BYTES, "键的精度照所给的": 1},
         [
             Suspect("精度没有照所给的：dtype 没有用上", {"字节数": 2 * BYTES, "键的精度照所给的": 0}),
+            Suspect("键的精度没有照所给的：dtype 没有用上", {"字节数": 3 * BYTES // 2, "键的精度照所给的": 0}),
+            Suspect("值的精度没有照所给的：dtype 没有用上", {"字节数": 3 * BYTES // 2}),
             Suspect("头数用了 num_heads，应为 num_kv_heads", {"字节数": 2 * BYTES}),
             Suspect("length 应从 0 开始", {"刚建好的 length": 1}),
         ],

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from checks.attention import MODE_SUSPECTS, changes_every_time
-from checks.comparison import Check, Suspect, Tensors, fact_check, install, random_inputs, tiny_config
+from checks.building import Tensors, install, random_inputs, tiny_config
+from checks.comparison import Check, Suspect, fact_check
 from checks.position import Learned
 from checks.transform_block import Block, norm_shapes, normalize, parameter_shapes, under
 from model.config import ModelConfig, count_parameters
@@ -98,7 +99,7 @@ SUSPECTS = [
 PIECE_SUSPECTS = [
     Suspect("位置嵌入错位：接着缓存时从 0 数起", {"restarts": True}),
     Suspect("缓存没有传给各块：每一段看不见前面的", {"keeps_past": False, "restarts": False}),
-    Suspect("缓存的 length 没有增加：每一段各算各的", {"keeps_past": False, "restarts": True}),
+    Suspect("缓存的 length 没有增加：每一段各算各的", {"keeps_past": False, "restarts": True, "length": 0}),
 ]
 POSITION_CHANGES = {"embeds_position", "position_start", "restarts"}  # RoPE 没有位置嵌入
 LLAMA = tiny_config(position="rope", norm="rms_norm", activation="swiglu", num_kv_heads=2, qk_norm=True, hidden_dim=48)
@@ -138,9 +139,9 @@ def _in_pieces(name: str, cfg: ModelConfig) -> Check:
         logits = torch.cat([model(part, cache) for part in inputs["token_ids"].split(PIECES, dim=1)], dim=1)
         return {"forward": logits, "缓存的 token 数": torch.tensor(float(cache.length))}
 
-    def build_reference(**changes):
-        model, length = Model(cfg, **{"pieces": PIECES} | changes), torch.tensor(float(sum(PIECES)))
-        return lambda inputs: {"forward": model(inputs)["forward"], "缓存的 token 数": length}
+    def build_reference(length: int = sum(PIECES), **changes):
+        model = Model(cfg, **{"pieces": PIECES} | changes)
+        return lambda inputs: {"forward": model(inputs)["forward"], "缓存的 token 数": torch.tensor(float(length))}
 
     def inputs() -> Tensors:
         return {key: tensor.detach() for key, tensor in model_inputs(cfg).items()}
@@ -215,6 +216,7 @@ DEVIATION_SUSPECTS = [
     Suspect("只缩小了注意力的投影，前馈网络的也要", {"ff.out_proj": 1.0}),
     Suspect("只缩小了前馈网络的投影，注意力的也要", {"attn.out_proj": 1.0}),
     Suspect("嵌入的初始化标准差不对：应为 0.02，不是 nn.Embedding 的默认值 1", dict.fromkeys(INSIDE[:2], 50.0)),
+    Suspect("位置嵌入的初始化标准差不对：应为 0.02，不是 nn.Embedding 的默认值 1", {"位置嵌入": 50.0}),
     Suspect("线性层没有初始化：还是 nn.Linear 的默认值", dict.fromkeys(INSIDE[2:], LINEAR_DEFAULT)),
     Suspect("漏了 self.apply：各层还是 PyTorch 的默认值", DEFAULTS),
     Suspect("偏置没有清零", NOT_ZERO),

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from checks.comparison import Check, Suspect, Tensors, install, random_inputs
+from checks.building import Tensors, install, random_inputs
+from checks.comparison import Check, Suspect
 from model.layer_norm import LayerNorm, RMSNorm, layer_norm_by_definition, rms_norm_by_definition
 
 USES = ()

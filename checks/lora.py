@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from checks.comparison import Check, Suspect, Tensors, fact_check, install, random_inputs, tiny_config
+from checks.building import Tensors, install, random_inputs, tiny_config
+from checks.comparison import Check, Suspect, fact_check
 from model.language_model import LanguageModel
 from model.lora import LoRALinear, add_lora, merge_lora, merged_state_dict
 
@@ -66,16 +67,16 @@ def _facts() -> dict[str, float]:
     with torch.no_grad():
         before = model(token_ids)
         add_lora(model, RANK, ALPHA)
-        found = {"刚加上时输出的变化": (model(token_ids) - before).abs().max()}
+        found = {"刚加上时输出不变": torch.allclose(model(token_ids), before)}
         adapters = [module for module in model.modules() if isinstance(module, LoRALinear)]
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for adapter in adapters:
             nn.init.normal_(adapter.lora_B)
         after, saved = model(token_ids), merged_state_dict(model)
         merge_lora(model)
-        found["merge_lora 前后的差"] = (model(token_ids) - after).abs().max()
+        found["merge_lora 前后不变"] = torch.allclose(model(token_ids), after, atol=1e-5)
         model.load_state_dict(saved)
-        found["merged_state_dict 前后的差"] = (model(token_ids) - after).abs().max()
+        found["merged_state_dict 前后不变"] = torch.allclose(model(token_ids), after, atol=1e-5)
     return found | {
         "适配器的个数": len(adapters),
         "A 是 0 的个数": sum(bool((adapter.lora_A == 0).all()) for adapter in adapters),
@@ -87,9 +88,9 @@ def _facts() -> dict[str, float]:
 NUM_ADAPTERS = 2 * 6
 NUM_TRAINABLE = RANK * 2 * (4 * 64 + 2 * 160)  # 两块；四个 32 → 32，两个 32 ↔ 128
 EXPECTED = {
-    "刚加上时输出的变化": 0,
-    "merge_lora 前后的差": 0,
-    "merged_state_dict 前后的差": 0,
+    "刚加上时输出不变": 1,
+    "merge_lora 前后不变": 1,
+    "merged_state_dict 前后不变": 1,
     "适配器的个数": NUM_ADAPTERS,
     "A 是 0 的个数": 0,
     "可训练的参数个数": NUM_TRAINABLE,
@@ -111,8 +112,15 @@ CHECKS = [
         [
             Suspect("原来的参数没有冻结", {"可训练的参数个数": tiny_config().num_parameters + NUM_TRAINABLE}),
             Suspect("A 也从 0 开始：梯度全是 0，学不动", {"A 是 0 的个数": NUM_ADAPTERS}),
-            Suspect("嵌入之后的输出层也加了适配器，只该加在块里", {"适配器的个数": NUM_ADAPTERS + 1}),
+            Suspect("B 应从 0 开始，刚加上时输出才不变", {"刚加上时输出不变": 0}),
+            Suspect("merge_lora 没有把修正加进权重", {"merge_lora 前后不变": 0}),
+            Suspect("merged_state_dict 没有把修正加进权重", {"merged_state_dict 前后不变": 0}),
+            Suspect("merged 没有把修正加进权重", {"merge_lora 前后不变": 0, "merged_state_dict 前后不变": 0}),
+            Suspect(
+                "输出层也加了适配器，只该加在块里",
+                {"适配器的个数": NUM_ADAPTERS + 1, "可训练的参数个数": NUM_TRAINABLE + RANK * (32 + 300)},
+            ),
         ],
-        tolerance=2e-5,
+        tolerance=0.0,
     ),
 ]

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from checks.comparison import Check, Suspect, Tensors, install, random_inputs, tiny_config
+from checks.building import Tensors, install, random_inputs, tiny_config
+from checks.comparison import Check, Suspect
 from model.position import LearnedPosition, RotaryPosition
 
 USES = ()

@@ -1,6 +1,7 @@
 """检查 model/trainable.py：各种方式该训练几个参数，参照是手算的个数。"""
 
-from checks.comparison import Suspect, fact_check, tiny_config
+from checks.building import tiny_config
+from checks.comparison import Suspect, fact_check
 from model.classifier import Classifier
 from model.trainable import set_trainable
 

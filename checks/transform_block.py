@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from checks import attention, feed_forward
-from checks.attention import MODE_SUSPECTS, Heads, changes_every_time
-from checks.comparison import Check, Suspect, Tensors, fact_check, install, random_inputs, tiny_config
+from checks.attention import Heads, changes_every_time
+from checks.building import Tensors, install, random_inputs, tiny_config
+from checks.comparison import Check, Suspect, fact_check
 from checks.layer_norm import layer_norm, rms_norm
 from checks.position import Stub
 from model.config import ModelConfig
@@ -120,13 +121,27 @@ def _check(name: str, cfg: ModelConfig) -> Check:
 
 
 def _modes() -> dict[str, float]:
-    block = TransformBlock(tiny_config(drop_rate=0.5), layer=0)
-    block.attn.drop_rate = 0.0  # 只看块自己的 dropout
-    arguments = torch.randn(1, 9, 32), Stub(rotates=False)
-    return {
-        "训练时丢弃": changes_every_time(block.train(), *arguments),
-        "评估时丢弃": changes_every_time(block.eval(), *arguments),
-    }
+    """把一个子层的参数清零，它就什么也不加，剩下的是另一个子层的 dropout。"""
+    found = {}
+    for name, silent in (("注意力", "ff"), ("前馈网络", "attn")):
+        block = TransformBlock(tiny_config(drop_rate=0.5), layer=0)
+        block.attn.drop_rate = 0.0  # 只看块自己的 dropout
+        for parameter in getattr(block, silent).parameters():
+            nn.init.zeros_(parameter)
+        arguments = torch.randn(1, 9, 32), Stub(rotates=False)
+        found[f"{name}之后训练时丢弃"] = changes_every_time(block.train(), *arguments)
+        found[f"{name}之后评估时丢弃"] = changes_every_time(block.eval(), *arguments)
+    return found
+
+
+MODES = {f"{name}之后{mode}时丢弃": mode == "训练" for name in ("注意力", "前馈网络") for mode in ("训练", "评估")}
+MODE_SUSPECTS = [
+    Suspect("注意力之后漏了 dropout", {"注意力之后训练时丢弃": 0}),
+    Suspect("前馈网络之后漏了 dropout", {"前馈网络之后训练时丢弃": 0}),
+    Suspect("两个子层之后都漏了 dropout", {name: 0 for name in MODES if "训练" in name}),
+    Suspect("评估时还在丢：没有看 self.training", {name: 1 for name in MODES if "评估" in name}),
+    Suspect("训练和评估弄反了", {name: not value for name, value in MODES.items()}),
+]
 
 
 CHECKS = [
@@ -134,5 +149,5 @@ CHECKS = [
     _check(
         "RoPE、RMSNorm、SwiGLU 的块", tiny_config(position="rope", norm="rms_norm", activation="swiglu", hidden_dim=48)
     ),
-    fact_check("训练时丢，评估时不丢", _modes, {"训练时丢弃": 1, "评估时丢弃": 0}, MODE_SUSPECTS, 0.1),
+    fact_check("训练时丢，评估时不丢", _modes, MODES, MODE_SUSPECTS, 0.1),
 ]
