@@ -9,10 +9,11 @@ from torch.nn import functional as F
 from checks.building import Tensors, install, random_inputs, tiny_config
 from checks.comparison import Check, Suspect, fact_check
 from model.language_model import LanguageModel
-from model.lora import LoRALinear, add_lora, merge_lora, merged_state_dict
+from model.lora import LoRAConfig, LoRALinear, add_lora, merge_lora, merged_state_dict
 
 USES = ()
 RANK, ALPHA = 2, 6.0
+CONFIG = LoRAConfig(RANK, ALPHA)
 SHAPES = {"x": (3, 5), "weight": (7, 5), "bias": (7,), "lora_A": (RANK, 5), "lora_B": (7, RANK)}
 
 
@@ -44,7 +45,7 @@ SUSPECTS = [
 
 
 def _layer(inputs: Tensors) -> LoRALinear:
-    layer = LoRALinear(nn.Linear(5, 7), RANK, ALPHA)
+    layer = LoRALinear(nn.Linear(5, 7), CONFIG)
     return install(layer, {name: tensor for name, tensor in inputs.items() if name != "x"})
 
 
@@ -54,7 +55,7 @@ def _plain_inputs() -> Tensors:
 
 
 def _merged(inputs: Tensors) -> Tensor:
-    layer = LoRALinear(nn.Linear(5, 7), RANK, ALPHA)
+    layer = LoRALinear(nn.Linear(5, 7), CONFIG)
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
             parameter.copy_(inputs[name])
@@ -66,7 +67,7 @@ def _facts() -> dict[str, float]:
     token_ids, names = torch.arange(8)[None], list(model.state_dict())
     with torch.no_grad():
         before = model(token_ids)
-        add_lora(model, RANK, ALPHA)
+        add_lora(model, CONFIG)
         found = {"刚加上时输出不变": torch.allclose(model(token_ids), before)}
         adapters = [module for module in model.modules() if isinstance(module, LoRALinear)]
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -116,10 +117,8 @@ CHECKS = [
             Suspect("merge_lora 没有把修正加进权重", {"merge_lora 前后不变": 0}),
             Suspect("merged_state_dict 没有把修正加进权重", {"merged_state_dict 前后不变": 0}),
             Suspect("merged 没有把修正加进权重", {"merge_lora 前后不变": 0, "merged_state_dict 前后不变": 0}),
-            Suspect(
-                "输出层也加了适配器，只该加在块里",
-                {"适配器的个数": NUM_ADAPTERS + 1, "可训练的参数个数": NUM_TRAINABLE + RANK * (32 + 300)},
-            ),
+            Suspect("前馈没有加适配器", {"适配器的个数": 2 * 4, "可训练的参数个数": RANK * 2 * 4 * 64}),
+            Suspect("注意力没有加适配器", {"适配器的个数": 2 * 2, "可训练的参数个数": RANK * 2 * 2 * 160}),
         ],
         tolerance=0.0,
     ),

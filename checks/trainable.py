@@ -3,6 +3,7 @@
 from checks.building import tiny_config
 from checks.comparison import Suspect, fact_check
 from model.classifier import Classifier
+from model.lora import LoRAConfig
 from model.trainable import set_trainable
 
 USES = ("lora",)
@@ -25,7 +26,7 @@ def _counts() -> dict[str, float]:
     found = {}
     for mode in EXPECTED:
         model = Classifier(tiny_config(), LABELS)
-        set_trainable(model, mode, RANK, 4.0)
+        set_trainable(model, mode, LoRAConfig(RANK, 4.0))
         found[mode] = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return found
 
