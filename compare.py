@@ -6,6 +6,7 @@ python compare.py --configs configs/pocket_config_3M.json --vary learning_rate=0
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model.config import ModelConfig, count_training_flops
 from utils import cli
@@ -15,6 +16,10 @@ from utils.file_lock import output_lock
 from utils.files import check_output_path
 from utils.text_file import TextFile
 from utils.variations import Variation, check_names, expand, label_header, parse_assignment, parse_choice
+
+if TYPE_CHECKING:
+    from utils.comparison import EqualBudget, Plan
+    from utils.report_comparison import Report
 
 DEFAULT_CONFIG = Path("configs/pocket_config_3M.json")
 DEFAULT_MINUTES = 1.0
@@ -80,14 +85,14 @@ def compare(args: argparse.Namespace, variations: list[Variation], source: TextF
     say(f"比较：{len(rows)} 种配置 × {args.seeds} 个种子，每次训练 {budget}，语料 {args.data_path}，约 {seconds}")
     train_all(runs, report, args.output_dir)
     if any(row.results for row in rows):
-        say("\n".join(["", report.table(), "", *report.remarks(), UNITS]))
+        say("\n".join(["", report.table(), "", *report.remarks(), *UNITS]))
     folder = args.output_dir
     say(f"表：{folder / 'compare.md'}；图：{folder / 'compare.png'}；数据：{folder / 'compare.json'}")
     if failed := [report.describe(row.label) for row in rows if row.failures]:
         raise RunError("、".join(failed), "没有练完", "原因见上；改好之后加 --resume，只练没有练完的。")
 
 
-def train_all(runs: list[tuple], report, folder: Path) -> None:
+def train_all(runs: list[tuple], report: "Report", folder: Path) -> None:
     """runs 是 [(Row, Run)]；每练完一次就更新一次表和图。"""
     from utils.comparison import read_result, train
 
@@ -108,8 +113,8 @@ def train_all(runs: list[tuple], report, folder: Path) -> None:
         report.write(folder)
 
 
-def make_plan(variation: Variation, budget, source: TextFile):
-    """检查语料、词表、内存，走几步看要多久。-> utils.comparison.Plan"""
+def make_plan(variation: Variation, budget: "EqualBudget", source: TextFile) -> "Plan":
+    """检查语料、词表、内存，走几步看要多久。"""
     from model.language_model import LanguageModel
     from utils import device as devices
     from utils.comparison import Plan, count_steps

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from utils.checkpoint_files import checkpoint_folder, list_checkpoints
 from utils.errors import RunError, Terminated, UserError
+from utils.file_lock import output_lock
 from utils.files import write_atomically
 from utils.memory import peak_bytes
 from utils.report import RESULT_LINE
@@ -142,6 +143,9 @@ def train(run: Run, folder: Path) -> dict:
     model_path = folder / "model.pth"
     is_resuming = bool(list_checkpoints(checkpoint_folder(model_path)))
     if not is_resuming:  # 中断得太早，没有可以接的
+        if folder.exists():
+            with output_lock(model_path):  # compare.py 被杀死时，它的训练也许还在继续
+                pass
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         text = json.dumps(run.values, ensure_ascii=False, indent=4)

@@ -13,8 +13,9 @@ from utils.plotting import find_chinese_font
 
 WIDTH = 80
 UNITS = (
-    "nats/char：整个验证部分每个字的损失（越小越好）；训练：训练部分的；参数：百万个；"
-    "内存：进程的最高点，MB；缓存：KV 缓存里一个 token 占的字节；轮：把训练部分看了几遍。"
+    "nats/char：整个验证部分每个字的损失，越小越好；训练：同样的权重在训练部分上的；",
+    "极差：种子之间最大与最小之差；参数：百万个；内存：进程的最高点，MB；",
+    "缓存：KV 缓存里一个 token 占的字节；轮：把训练部分看了几遍。",
 )
 
 
@@ -97,9 +98,10 @@ class Report:
     def table(self) -> str:
         """终端里的表，不超过 WIDTH 列；名字太长的另占一行。"""
         header, lines = self.cells()
-        if (text := align([header, *lines], len(self.header))) and len_widest(text) <= WIDTH:
-            return text
         count = len(self.header)
+        text = align([header, *lines], count)
+        if max(map(display_width, text.splitlines())) <= WIDTH:
+            return text
         figures = align([line[count:] for line in (header, *lines)], 0).splitlines()
         names = [self.describe(line) for line in lines]
         pairs = zip(names, figures[1:], strict=True)
@@ -109,7 +111,7 @@ class Report:
         header, lines = self.cells()
         table = [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines)]
         title = f"# 比较\n\n语料 {self.data_path}，每次训练 {self.budget}，{self.num_seeds} 个种子。"
-        return "\n\n".join([title, "\n".join(table), *self.remarks(), UNITS]) + "\n"
+        return "\n\n".join([title, "\n".join(table), *self.remarks(), "".join(UNITS)]) + "\n"
 
     def describe(self, label: Any) -> str:
         """learning_rate=0.01"""
@@ -165,7 +167,7 @@ class Report:
         unit, x_label = ("seconds", "training time (s)") if self.budget.minutes else ("flops", "training FLOPs")
         font = find_chinese_font()
         for index, row in enumerate(finished):
-            color = colormaps["viridis"](0.92 * index / max(1, len(finished) - 1))
+            color = colormaps["viridis"](0.85 * index / max(1, len(finished) - 1))
             name = " ".join(row.label)
             name = name if font or name.isascii() else f"#{index + 1}"
             for number, result in enumerate(row.results):
@@ -184,10 +186,6 @@ class Report:
 def display_width(text: str) -> int:
     """在终端里占几列；汉字占两列。"""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
-
-
-def len_widest(text: str) -> int:
-    return max(map(display_width, text.splitlines()))
 
 
 def align(lines: list[list[str]], num_left: int) -> str:

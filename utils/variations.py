@@ -46,8 +46,8 @@ def parse_choice(text: str) -> Choice:
         raise argparse.ArgumentTypeError(f"应写成 字段=值1,值2,…，收到 {text or '空的文字'}")
     for option in choice.options:
         if len(option) != len(choice.names):
-            reason = f"有 {len(choice.names)} 个字段，{':'.join(option)} 却有 {len(option)} 个值"
-            raise argparse.ArgumentTypeError(f"{names} {reason}")
+            reason = f"{names} 是 {len(choice.names)} 个字段，{':'.join(option)} 是 {len(option)} 个值"
+            raise argparse.ArgumentTypeError(f"{reason}，个数应相同")
     return choice
 
 
@@ -91,7 +91,7 @@ def expand(
     labels = [variation.label for variation in variations]
     for label in labels:
         if labels.count(label) > 1:
-            raise UserError(" ".join(label), "给了不止一次", "去掉重复的。")
+            raise UserError("要比较的配置", f"{' '.join(label)} 给了不止一次", "去掉重复的。")
     return variations
 
 
