@@ -12,7 +12,7 @@ from utils.config_file import read_config
 from utils.errors import run_program
 from utils.file_lock import output_lock
 from utils.files import check_output_path, megabytes, write_atomically
-from utils.weights_file import check_weights_file, find_weights_file
+from utils.weights_file import check_weights_file
 
 MAX_PROMPT_TOKENS = 128
 MAX_LOSS_TOKENS = 512

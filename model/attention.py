@@ -22,7 +22,7 @@ def causal_mask(num_queries: int, num_keys: int, device: torch.device | None = N
 def attention_map(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     """softmax(QKᵀ / √head_dim)，只看过去；也交出遮住将来之前的分数。
 
-    queries (batch, heads, seq, head_dim), keys (batch, heads, total, head_dim) -> 分数和权重，(batch, heads, seq, total)
+    queries (batch, heads, seq, head_dim), keys (batch, heads, total, head_dim) -> 分数、权重 (batch, heads, seq, total)
     """
     # 除以 √head_dim，否则点积随维度变大，softmax 会饱和
     scores = queries @ keys.transpose(-2, -1) / math.sqrt(keys.shape[-1])

@@ -35,7 +35,7 @@ def name_habits(shares: Tensor, masks: Tensor) -> list[str]:
     seq = masks.shape[-1]
     uniform = torch.ones(seq, seq).tril() / torch.arange(1, seq + 1)[:, None]
     excess = shares - measure_habits(uniform[None], masks)
-    return [HABITS[best] if most > CLEAR else "分散" for most, best in zip(*(part.tolist() for part in excess.max(1)))]
+    return [HABITS[row.argmax()] if row.max() > CLEAR else "分散" for row in excess]
 
 
 def _is_punctuation(text: str) -> bool:

@@ -63,6 +63,7 @@ def build_data(explained: Explained, loss: dict) -> dict:
     return {
         "config": model.cfg.to_dict() | {"head_dim": model.cfg.head_dim},
         "num_parameters": model.cfg.num_parameters,
+        "characters": explained.tokenizer.count_text(torch.tensor(explained.token_ids))[0],
         "tokenizer_size": explained.tokenizer.vocab_size,
         **sections,
         "labels": vocabulary.labels,

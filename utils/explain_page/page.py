@@ -8,7 +8,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent.parent
-SCRIPTS = ("numbers", "elements", "state", "tokens", "embedding", "attention", "stream", "lens", "sampling", "main")
+SCRIPTS = """numbers elements state tokens embedding attention stream lens sampling next generation loss main""".split()
 SOURCE = re.compile(r'data-source="(\S+?\.py) ([\w.]+)"')
 
 
@@ -29,7 +29,7 @@ def build_page(data: dict) -> bytes:
 
 
 def embed_json(data: dict) -> str:
-    """放进 <script> 的 JSON：< 写成转义，文字里的 </script> 就结束不了它；非 ASCII 也是转义，孤立的代理字符写得出来。"""
+    """放进 <script> 的 JSON：< 写成转义，文字里的 </script> 就结束不了它；非 ASCII 也转义，孤立的代理字符也写得出。"""
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 

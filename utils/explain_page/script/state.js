@@ -1,0 +1,33 @@
+// 选中了什么：第几个 token（查询）、看着哪个键、哪层哪头。谁关心变化谁来登记。
+
+const ids = data.tokens.map((token) => token.id);
+const last = ids.length - 1;
+const state = {
+  position: last,
+  key: Math.max(0, last - 1),
+  layer: data.attention.layers.at(-1),
+  head: 0,
+  site: 0,
+  lensLayer: data.config.num_layers,
+  step: 0,
+  lossAt: data.loss.num_context,
+};
+const listeners = [];
+
+// names 里任何一项变了就重画；登记时先画一次。
+function whenChanged(names, draw) {
+  listeners.push({ names, draw });
+  draw();
+}
+
+function select(changes) {
+  const changed = Object.keys(changes).filter((name) => state[name] !== changes[name]);
+  Object.assign(state, changes);
+  for (const { names, draw } of listeners) if (names.some((name) => changed.includes(name))) draw();
+}
+
+// 换查询的 token 时，键不能落在它的将来。
+function selectPosition(position) {
+  const at = clamp(position, 0, last);
+  select({ position: at, key: Math.min(state.key, at) });
+}
