@@ -15,7 +15,16 @@ FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --disable-dev-sh
 --disable-background-networking --disable-component-update --disable-sync --disable-extensions --hide-scrollbars
 --remote-debugging-pipe about:blank""".split()
 TIMEOUT = 60
-KEY_CODES = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "End": 35, "Home": 36, "Tab": 9, "Enter": 13}
+KEY_CODES = {
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+    "End": 35,
+    "Home": 36,
+    "Tab": 9,
+    "Enter": 13,
+}
 
 
 def find_browser() -> str | None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.explain_page.pack import pack, show_bytes, token_label, token_text
+from utils.explain_page.pack import pack, pack_half, show_bytes, show_text, token_label, token_text
 from utils.generation import Sampling
 from utils.head_summary import HABITS, habit_masks, measure_habits, name_habits
 from utils.text_utils import Tokenizer
@@ -17,7 +17,7 @@ NUM_NEIGHBOURS = 6
 NUM_GUESSES = 5  # 每层每个位置的答案取前几名
 NUM_CANDIDATES = 12  # 生成的每一步取前几名
 NUM_LABELS = 400  # 下一个 token 一节里，分数最高的这么多个有文字
-MAX_ATTENTION_NUMBERS = 2_200_000  # 注意力一节最多这么多个数，约 12 MB；再多就隔几层取一层
+MAX_ATTENTION_BYTES = 11_000_000  # 注意力一节最多占页面多少字节；再多就隔几层取一层
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Vocabulary:
         return token_ids.tolist()
 
 
+@torch.inference_mode()
 def build_data(explained: Explained, loss: dict) -> dict:
     """页面的全部数据；loss 是 loss_section 的结果。"""
     model, vocabulary = explained.model, Vocabulary(explained.tokenizer)
@@ -71,15 +72,25 @@ def build_data(explained: Explained, loss: dict) -> dict:
 
 
 def token_section(tokenizer: Tokenizer, token_ids: list[int]) -> list[dict]:
-    """每个 token 的 id、样子和字节。"""
-    return [
-        {
-            "id": token_id,
-            "label": token_label(tokenizer, token_id),
-            "bytes": show_bytes(tokenizer.token_bytes(token_id)),
-        }
-        for token_id in token_ids
-    ]
+    """每个 token 的 id、样子和字节；只有半个字的，还有它是哪个字的一部分。"""
+    pieces = [tokenizer.token_bytes(token_id) for token_id in token_ids]
+    text, section, end = b"".join(pieces), [], 0
+    for token_id, piece in zip(token_ids, pieces, strict=True):
+        start, end = end, end + len(piece)
+        row = {"id": token_id, "label": token_label(tokenizer, token_id), "bytes": show_bytes(piece)}
+        if not token_text(tokenizer, token_id):
+            row["part_of"] = whole_characters(text, start, end)
+        section.append(row)
+    return section
+
+
+def whole_characters(text: bytes, start: int, end: int) -> str:
+    """text[start:end] 碰到的完整的字；10xxxxxx 是字符的后续字节。"""
+    while start > 0 and text[start] & 0xC0 == 0x80:
+        start -= 1
+    while end < len(text) and text[end] & 0xC0 == 0x80:
+        end += 1
+    return show_text(text[start:end].decode("utf-8", errors="replace"))
 
 
 def embedding_section(explained: Explained, vocabulary: Vocabulary) -> dict:
@@ -99,7 +110,7 @@ def embedding_section(explained: Explained, vocabulary: Vocabulary) -> dict:
 
 
 def attention_section(explained: Explained) -> dict:
-    """每个头的习惯；放得下的层还有分数、查询和键。权重由页面从分数算出。"""
+    """每个头的习惯；放得下的层还有分数、查询、键和值。权重由页面从分数算出。"""
     texts = [token_text(explained.tokenizer, token_id) for token_id in explained.token_ids]
     masks = habit_masks(explained.token_ids, texts)
     shares = [measure_habits(block.weights, masks) for block in explained.trace.blocks]
@@ -111,15 +122,17 @@ def attention_section(explained: Explained) -> dict:
         "names": [name_habits(share, masks) for share in shares],
         "layers": layers,
         "scores": [pack(block.scores) for block in blocks],
-        "queries": [pack(block.queries) for block in blocks],
-        "keys": [pack(block.keys) for block in blocks],
+        "queries": [pack_half(block.queries) for block in blocks],
+        "keys": [pack_half(block.keys) for block in blocks],
+        "values": [pack_half(block.values) for block in blocks],
     }
 
 
 def choose_layers(trace: Trace) -> list[int]:
     """放哪几层的注意力：全部放得下就全部，否则均匀地取，首尾总在内（只放得下一层时取最后一层）。"""
     block, num_layers = trace.blocks[0], len(trace.blocks)
-    count = MAX_ATTENTION_NUMBERS // (block.scores.numel() + block.queries.numel() + block.keys.numel())
+    num_bytes = 4 * block.scores.numel() + 2 * 3 * block.queries.numel()  # 查询、键、值是 float16
+    count = MAX_ATTENTION_BYTES // (num_bytes * 4 // 3)  # base64 把三个字节写成四个
     if count >= num_layers:
         return list(range(num_layers))
     if count < 2:

@@ -30,7 +30,7 @@ function drawHeads() {
             title: `第 ${layer} 层第 ${head} 头：${name}${shown ? "" : "（没有放进这个文件）"}`,
             onclick: () => select({ layer, head }),
           },
-          name[0],
+          name === "分散" ? "·" : name[0],
         ),
       );
     }),
@@ -112,8 +112,8 @@ function drawMap() {
   function paint(hover = { query: state.position, key: state.key }) {
     const style = getComputedStyle(canvas);
     const colour = (name, alpha = 1) => `rgb(${style.getPropertyValue(name)} / ${alpha})`;
-    const width = Math.min(460, canvas.parentElement.clientWidth);
     margin = size <= 32 ? 34 : 0;
+    const width = Math.min(460, canvas.parentElement.clientWidth, margin + 64 * size);
     cell = (width - margin) / size;
     const ratio = window.devicePixelRatio || 1;
     canvas.width = canvas.height = Math.round(width * ratio);
@@ -138,7 +138,7 @@ function drawMap() {
     if (margin) paintLabels(context, colour, hover);
     const { visible, weights } = attentionRow(state.layer, state.head, hover.query);
     const seen = Number.isFinite(visible[hover.key]) ? `权重 ${percent(weights[hover.key])}` : "在将来，看不见";
-    find("map-readout").textContent = `${quote(ids[hover.query])}（${hover.query}）看 ${quote(ids[hover.key])}（${hover.key}）：${seen}`;
+    find("map-readout").textContent = `${quote(ids[hover.query])}（${hover.query}）看${quote(ids[hover.key])}（${hover.key}）：${seen}`;
   }
 
   function paintMask(context, colour, start, end) {
@@ -204,12 +204,14 @@ function drawPair() {
     const slot = attentionSlot(layer);
     const q = tensor(data.attention.queries[slot]).row(head, query);
     const k = tensor(data.attention.keys[slot]).row(head, key);
+    const values = tensor(data.attention.values[slot]);
     const products = q.map((value, dim) => value * k[dim]);
     const { scores, visible, weights } = attentionRow(layer, head, query);
     const root = Math.sqrt(data.config.head_dim);
     const most = Math.max(...visible);
+    const context = Array.from({ length: data.config.head_dim }, (_, dim) => weights.reduce((sum, weight, other) => sum + weight * values.at(head, other, dim), 0));
     const isVisible = key <= query;
-    find("pair-title").textContent = `一步一步：${quote(ids[query])} 看 ${quote(ids[key])}`;
+    find("pair-title").textContent = `一步一步：${quote(ids[query])}看${quote(ids[key])}`;
     const step = (name, text) => element("div", { class: "step" }, element("span", { class: "step-name" }, name), element("span", { class: "step-text" }, text));
     find("pair").replaceChildren(
       strip("查询 q", q, largest(q, k)),
@@ -219,10 +221,12 @@ function drawPair() {
       step("缩放", `÷ √head_dim = ${number(scores[key] * root, 3)} ÷ √${data.config.head_dim} = ${number(scores[key], 3)}`),
       step("遮住将来", isVisible ? `键在第 ${key} 个，不晚于第 ${query} 个，看得见：仍是 ${number(scores[key], 3)}` : `键在第 ${key} 个，晚于第 ${query} 个：换成 −∞`),
       step("softmax", isVisible ? `exp(${number(scores[key], 3)} − ${number(most, 3)}) ÷ 整行之和 = ${number(weights[key], 4)}` : "exp(−∞) = 0"),
+      strip("值 v", values.row(head, key), largest(values.row(head, key)), `× ${number(weights[key], 4)}`),
+      strip("Σ 权重 × 值", context, largest(context), "这个头的结果"),
     );
-    const head_row = element("tr", {}, ["键", "q · k", "÷ √d", "遮住之后", "exp(s − 最大)", "权重"].map((name) => element("th", { scope: "col" }, name)));
+    const titles = element("tr", {}, ["键", "q · k", "÷ √d", "遮住之后", "exp(s − 最大)", "权重"].map((name) => element("th", { scope: "col" }, name)));
     find("row-table").replaceChildren(
-      element("thead", {}, head_row),
+      element("thead", {}, titles),
       element("tbody", {}, ids.map((id, other) =>
         element(
           "tr",
@@ -236,5 +240,6 @@ function drawPair() {
         ),
       )),
     );
+    reveal(find("row-table").querySelector(".selected"));
   });
 }

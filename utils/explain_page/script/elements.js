@@ -24,7 +24,7 @@ function strip(name, values, scale, note = "") {
     { class: "strip-row" },
     element("span", { class: "strip-name" }, name),
     element("div", { class: "strip", role: "img", "aria-label": `${name}：${first}, …`, title: `${first}, …` }, cells),
-    element("span", { class: "strip-note" }, note),
+    note ? element("span", { class: "strip-note" }, note) : [],
   );
 }
 
@@ -55,6 +55,14 @@ function addArrowKeys(container, move) {
     move(step);
     container.querySelector('[tabindex="0"]')?.focus();
   });
+}
+
+// 在可以滚动的框里露出 node，页面本身不动。
+function reveal(node) {
+  const box = node.closest(".scroll");
+  const [outer, inner] = [box.getBoundingClientRect(), node.getBoundingClientRect()];
+  box.scrollTop += inner.top - outer.top - (outer.height - inner.height) / 2;
+  box.scrollLeft += inner.left - outer.left - (outer.width - inner.width) / 2;
 }
 
 const clamp = (value, low, high) => Math.max(low, Math.min(high, value));

@@ -34,7 +34,7 @@ function drawLens() {
     }));
   }
   function detail(layer, position) {
-    find("lens-detail-title").textContent = `读到 ${quote(ids[position])}，${name(layer)}：猜下一个是`;
+    find("lens-detail-title").textContent = `读到${quote(ids[position])}，${name(layer)}：猜下一个是`;
     find("lens-detail").replaceChildren(
       ...data.lens.ids[layer][position].map((id, rank) => bar(label(id), probabilities.at(layer, position, rank), percent(probabilities.at(layer, position, rank)))),
     );
@@ -56,6 +56,7 @@ function drawLens() {
     const chosen = cells[state.lensLayer][state.position];
     chosen.classList.add("selected");
     chosen.tabIndex = 0;
+    reveal(chosen);
     detail(state.lensLayer, state.position);
   });
 }

@@ -53,7 +53,8 @@ function watchSections() {
     (entries) => {
       for (const entry of entries) {
         if (!entry.isIntersecting) continue;
-        links.forEach((link, id) => link.toggleAttribute("aria-current", id === entry.target.id));
+        links.forEach((link) => link.removeAttribute("aria-current"));
+        links.get(entry.target.id).setAttribute("aria-current", "true");
       }
     },
     { rootMargin: "-20% 0px -70% 0px" },

@@ -64,8 +64,8 @@ function drawNext() {
     const order = Array.from(probabilities.keys()).sort((a, b) => probabilities[b] - probabilities[a] || logits[b] - logits[a]);
     find("candidates").replaceChildren(
       ...order.slice(0, NUM_CANDIDATES).map((id) => {
-        const drawn = counts ? ` · 抽中 ${counts.get(id) ?? 0} 次` : "";
-        return bar(label(id), probabilities[id], `${percent(probabilities[id])} · 分数 ${number(logits[id])}${drawn}`, { outline: original[id] });
+        const drawn = counts ? `，抽中 ${counts.get(id) ?? 0} 次` : "";
+        return bar(label(id), probabilities[id], `${percent(probabilities[id])}，分数 ${number(logits[id])}${drawn}`, { outline: original[id] });
       }),
     );
   }

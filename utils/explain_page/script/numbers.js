@@ -2,10 +2,10 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 
-// 与 utils/explain_page/pack.py 的 pack 相反：row(i, j) 是最后一维的一行，at(i, j, k) 是一个数。
+// 与 utils/explain_page/pack.py 相反：row(i, j) 是最后一维的一行，at(i, j, k) 是一个数。
 function unpack(packed) {
-  const bytes = Uint8Array.from(atob(packed.float32), (character) => character.charCodeAt(0));
-  const values = new Float32Array(bytes.buffer);
+  const bytes = Uint8Array.from(atob(packed.float32 ?? packed.float16), (character) => character.charCodeAt(0));
+  const values = packed.float32 === undefined ? Float32Array.from(new Uint16Array(bytes.buffer), fromHalf) : new Float32Array(bytes.buffer);
   const { shape } = packed;
   const offset = (indices) => indices.reduce((sum, index, axis) => sum * shape[axis] + index, 0);
   return {
@@ -17,6 +17,13 @@ function unpack(packed) {
       return values.subarray(start, start + shape.at(-1));
     },
   };
+}
+
+// float16 的 16 位：1 位符号，5 位指数，10 位小数。
+function fromHalf(bits) {
+  const sign = bits & 0x8000 ? -1 : 1;
+  const [exponent, fraction] = [(bits >> 10) & 31, bits & 1023];
+  return sign * (exponent === 0 ? fraction * 2 ** -24 : (1 + fraction / 1024) * 2 ** (exponent - 15));
 }
 
 // 张量用到才取出，取出过就留着。
@@ -39,7 +46,11 @@ function entropy(probabilities) {
 
 const label = (id) => data.labels[id] ?? `#${id}`;
 const quote = (id) => `「${label(id)}」`;
-const number = (value, digits = 2) => (Number.isFinite(value) ? value.toFixed(digits) : value < 0 ? "−∞" : "∞").replace("-", "−");
+function number(value, digits = 2) {
+  if (!Number.isFinite(value)) return value < 0 ? "−∞" : "∞";
+  const text = value.toFixed(digits);
+  return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−");
+}
 const percent = (p) => (p === 0 ? "0" : p < 0.001 ? "<0.1" : (100 * p).toFixed(1)) + "%";
 const integer = (value) => value.toLocaleString("en-US");
 const fileSize = (bytes) => (bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} KB` : `${(bytes / 1e6).toFixed(1)} MB`);

@@ -25,6 +25,7 @@ function drawTokenCards() {
       element("span", { class: "token-label" }, token.label),
       element("span", { class: "token-id" }, String(token.id)),
       element("span", { class: "token-bytes" }, token.bytes),
+      token.part_of === undefined ? [] : element("span", { class: "token-part" }, `「${token.part_of}」的一部分`),
     ),
   );
   find("token-cards").append(...cards);
