@@ -160,7 +160,7 @@ function drawMap() {
   function paintLabels(context, colour, hover) {
     context.textBaseline = "middle";
     ids.forEach((id, position) => {
-      const text = [...label(id)].slice(0, 2).join("");
+      const text = [...label(id).replace("⟨", "")].slice(0, 2).join("");
       const middle = margin + (position + 0.5) * cell;
       context.font = `${Math.min(13, Math.max(8, cell * 0.7))}px ${getComputedStyle(canvas).fontFamily}`;
       context.fillStyle = position === hover.query ? colour("--accent-rgb") : colour("--ink-soft-rgb");

@@ -25,7 +25,7 @@ function drawTokenCards() {
       element("span", { class: "token-label" }, token.label),
       element("span", { class: "token-id" }, String(token.id)),
       element("span", { class: "token-bytes" }, token.bytes),
-      token.part_of === undefined ? [] : element("span", { class: "token-part" }, `「${token.part_of}」的一部分`),
+      token.part_of === undefined ? [] : element("span", { class: "token-part" }, `属于「${token.part_of}」`),
     ),
   );
   find("token-cards").append(...cards);
