@@ -86,9 +86,15 @@ class Page:
     def open(self, path: Path) -> None:
         """打开本地的文件，等脚本都跑完。"""
         self.send("Page.navigate", url=path.resolve().as_uri())
+        self.wait_for("document.readyState === 'complete' && location.protocol === 'file:'")
+
+    def wait_for(self, condition: str) -> None:
+        """等到条件成立，再等画过一帧：监听的函数都跑过了。"""
         deadline = time.monotonic() + TIMEOUT
-        while not self.evaluate("document.readyState === 'complete' && location.protocol === 'file:'"):
-            assert time.monotonic() < deadline, "页面没有打开"
+        while not self.evaluate(condition):
+            assert time.monotonic() < deadline, f"没有等到：{condition}"
+            time.sleep(0.01)
+        self.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def evaluate(self, expression: str):
         """在页面里算一个表达式。"""
@@ -99,10 +105,12 @@ class Page:
 
     def resize(self, width: int, height: int = 900) -> None:
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.wait_for(f"innerWidth === {width}")
 
     def prefer(self, theme: str) -> None:
         """系统的主题：light 或 dark。"""
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
+        self.wait_for(f"matchMedia('(prefers-color-scheme: {theme})').matches")
 
     def press(self, key: str) -> None:
         """按一下键盘。"""

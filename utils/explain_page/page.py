@@ -25,7 +25,7 @@ def build_page(data: dict) -> bytes:
     }
     # 一遍替换完：数据里碰巧写着 {{script}} 也只是文字
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
-    return page.encode("utf-8")
+    return page.encode("utf-8", errors="replace")  # 标题里可能有孤立的代理字符
 
 
 def embed_json(data: dict) -> str:
