@@ -8,7 +8,8 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent.parent
-SCRIPTS = """numbers elements state tokens embedding attention stream lens sampling next generation loss main""".split()
+SCRIPTS = """numbers elements state tokens embedding attention heads map pair stream lens sampling next generation loss
+main""".split()
 SOURCE = re.compile(r'data-source="(\S+?\.py) ([\w.]+)"')
 
 

@@ -46,14 +46,38 @@ function bar(name, share, text, options = {}) {
   );
 }
 
-// 一行 token 里只有一个进得了 Tab 的次序，其余用方向键。
+// 一步计算：名字和算式。
+function step(name, text) {
+  return element("div", { class: "step" }, element("span", { class: "step-name" }, name), element("span", { class: "step-text" }, text));
+}
+
+// 一排里选中的一个：只有它进得了 Tab 的次序，其余用方向键。
+function chooseOne(nodes, chosen) {
+  for (const node of nodes) {
+    node.classList.toggle("selected", node === chosen);
+    node.tabIndex = node === chosen ? 0 : -1;
+    if (node.role === "option") node.setAttribute("aria-selected", node === chosen);
+  }
+}
+
+// 左右键、Home、End：move(走几步)，再把焦点移到新选中的。
 function addArrowKeys(container, move) {
   container.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
-    if (step === undefined) return;
+    const distance = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
+    if (distance === undefined) return;
     event.preventDefault();
-    move(step);
+    move(distance);
     container.querySelector('[tabindex="0"]')?.focus();
+  });
+}
+
+// 四个方向键：move(向下几格, 向右几格)。
+function addMoveKeys(container, move) {
+  container.addEventListener("keydown", (event) => {
+    const direction = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+    if (direction === undefined) return;
+    event.preventDefault();
+    move(...direction);
   });
 }
 

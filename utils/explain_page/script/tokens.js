@@ -6,13 +6,10 @@ function drawTokenBar() {
     element("button", { type: "button", role: "option", title: `第 ${position} 个，编号 ${id}`, onclick: () => selectPosition(position) }, label(id)),
   );
   bar.append(...buttons);
-  addArrowKeys(bar, (step) => selectPosition(clamp(state.position + step, 0, last)));
+  addArrowKeys(bar, (move) => selectPosition(state.position + move));
   whenChanged(["position"], () => {
-    buttons.forEach((button, position) => {
-      button.setAttribute("aria-selected", position === state.position);
-      button.tabIndex = position === state.position ? 0 : -1;
-    });
     const chosen = buttons[state.position];
+    chooseOne(buttons, chosen);
     bar.scrollTo({ left: chosen.offsetLeft - (bar.clientWidth - chosen.offsetWidth) / 2 });
   });
 }
