@@ -39,7 +39,10 @@ def data(path):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    page = Page(BROWSER, tmp_path_factory.mktemp("profile"))
+    try:
+        page = Page(BROWSER, tmp_path_factory.mktemp("profile"))
+    except (OSError, RuntimeError) as error:  # 如 Ubuntu 的 chromium-browser 只是一句“请装 snap”
+        pytest.skip(f"{BROWSER} 打不开（{error}）：网页在浏览器里的样子没有测，其余照常")
     yield page
     page.close()
 
@@ -206,8 +209,8 @@ def test_hovering_shows_where_a_token_looks_and_who_looks_at_it(page, data):
         )
 
     def expect(position):
-        assert shades("looks-at") == pytest.approx(weights[position].tolist(), abs=6e-4)
-        assert shades("looked-by") == pytest.approx(weights[:, position].tolist(), abs=6e-4)
+        assert shades("looks-at") == pytest.approx(weights[position].sqrt().tolist(), abs=6e-4)
+        assert shades("looked-by") == pytest.approx(weights[:, position].sqrt().tolist(), abs=6e-4)
 
     expect(seq - 1)
     page.hover(*page.center("#looks-at .word:nth-child(2)"))

@@ -40,7 +40,7 @@ function drawLooks() {
 }
 
 function colourWord(word, weight, isChosen, isMasked) {
-  word.style.setProperty("--w", weight.toFixed(3));
+  word.style.setProperty("--w", depth(weight).toFixed(3));
   word.title = percent(weight);
   word.classList.toggle("selected", isChosen);
   word.classList.toggle("masked", isMasked);

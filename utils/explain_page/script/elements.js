@@ -16,7 +16,10 @@ function element(tag, attributes = {}, ...children) {
 // 一串数画成一排色块：正的暖色，负的冷色，越深绝对值越大。
 function strip(name, values, scale, note = "") {
   const cells = Array.from(values, (value) =>
-    element("i", { class: value < 0 ? "negative" : "positive", "--w": Math.min(1, Math.abs(value) / scale).toFixed(3) }),
+    element("i", {
+      class: value < 0 ? "negative" : "positive",
+      "--w": Math.min(1, Math.abs(value) / scale).toFixed(3),
+    }),
   );
   const first = Array.from(values.slice(0, 4), (value) => number(value)).join(", ");
   return element(
@@ -28,7 +31,8 @@ function strip(name, values, scale, note = "") {
   );
 }
 
-const largest = (...rows) => Math.max(1e-9, ...rows.map((row) => row.reduce((most, value) => Math.max(most, Math.abs(value)), 0)));
+const largest = (...rows) =>
+  Math.max(1e-9, ...rows.map((row) => row.reduce((most, value) => Math.max(most, Math.abs(value)), 0)));
 
 // 一行：名字、长条、右边的数。options.outline 是另一个比例的细线，options.chosen 表示抽中。
 function bar(name, share, text, options = {}) {
@@ -40,7 +44,9 @@ function bar(name, share, text, options = {}) {
       "span",
       { class: "track" },
       element("span", { class: "fill", "--share": Math.min(1, share).toFixed(4) }),
-      options.outline === undefined ? [] : element("span", { class: "outline", "--share": Math.min(1, options.outline).toFixed(4) }),
+      options.outline === undefined
+        ? []
+        : element("span", { class: "outline", "--share": Math.min(1, options.outline).toFixed(4) }),
     ),
     element("span", { class: "bar-text" }, text),
   );
@@ -48,7 +54,12 @@ function bar(name, share, text, options = {}) {
 
 // 一步计算：名字和算式。
 function step(name, text) {
-  return element("div", { class: "step" }, element("span", { class: "step-name" }, name), element("span", { class: "step-text" }, text));
+  return element(
+    "div",
+    { class: "step" },
+    element("span", { class: "step-name" }, name),
+    element("span", { class: "step-text" }, text),
+  );
 }
 
 // 一排里选中的一个：只有它进得了 Tab 的次序，其余用方向键。
@@ -104,6 +115,14 @@ function fillSources() {
 function fillLegends() {
   for (const legend of document.querySelectorAll('[data-legend="signed"]')) {
     const swatch = (kind, w) => element("i", { class: `swatch ${kind}`, "--w": w });
-    legend.append("负 ", swatch("negative", 1), swatch("negative", 0.5), swatch("positive", 0), swatch("positive", 0.5), swatch("positive", 1), " 正");
+    legend.append(
+      "负 ",
+      swatch("negative", 1),
+      swatch("negative", 0.5),
+      swatch("positive", 0),
+      swatch("positive", 0.5),
+      swatch("positive", 1),
+      " 正",
+    );
   }
 }

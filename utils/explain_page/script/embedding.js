@@ -13,7 +13,11 @@ function drawEmbedding() {
     const rows = names.map((_, index) => parts.row(index, state.position));
     const scale = largest(...rows);
     find("embedding-strips").replaceChildren(
-      element("p", { class: "caption" }, `${quote(ids[state.position])}，第 ${state.position} 个位置，${data.config.emb_dim} 维里的前 ${rows[0].length} 维`),
+      element(
+        "p",
+        { class: "caption" },
+        `${quote(ids[state.position])}，第 ${state.position} 个位置，${data.config.emb_dim} 维里的前 ${rows[0].length} 维`,
+      ),
       ...names.map((name, index) => strip(name, rows[index], scale, `长 ${number(norms.at(index, state.position))}`)),
     );
     const neighbours = data.embedding.neighbours[state.position];

@@ -4,7 +4,18 @@ function drawGeneration() {
   const { steps } = data.generation;
   const prompt = ids.map((id) => element("span", { class: "word given" }, label(id)));
   const words = steps.map((step, index) =>
-    element("button", { type: "button", class: "word", role: "option", "--w": step.probability.toFixed(3), title: percent(step.probability), onclick: () => select({ step: index }) }, label(step.id)),
+    element(
+      "button",
+      {
+        type: "button",
+        class: "word",
+        role: "option",
+        "--w": step.probability.toFixed(3),
+        title: percent(step.probability),
+        onclick: () => select({ step: index }),
+      },
+      label(step.id),
+    ),
   );
   find("written").append(...prompt, ...words);
   const go = (move) => select({ step: clamp(state.step + move, 0, steps.length - 1) });
@@ -25,8 +36,11 @@ function drawGeneration() {
 
 function drawStepCandidates(step) {
   const shown = step.ids.slice(0, 6);
-  const rows = shown.map((id, rank) => bar(label(id), step.probabilities[rank], percent(step.probabilities[rank]), { chosen: id === step.id }));
-  if (!shown.includes(step.id)) rows.push(bar(label(step.id), step.probability, percent(step.probability), { chosen: true }));
+  const rows = shown.map((id, rank) =>
+    bar(label(id), step.probabilities[rank], percent(step.probabilities[rank]), { chosen: id === step.id }),
+  );
+  if (!shown.includes(step.id))
+    rows.push(bar(label(step.id), step.probability, percent(step.probability), { chosen: true }));
   find("step-candidates").replaceChildren(...rows);
 }
 
@@ -45,7 +59,9 @@ function drawCache(step) {
   grid.style.setProperty("--columns", columns);
   grid.setAttribute("aria-label", `缓存里有 ${used} 个 token`);
   grid.replaceChildren(...rows.flat());
-  find("cache-readout").textContent = used ? describeCache(used, step === steps[0]) : describeFullContext(step.num_tokens);
+  find("cache-readout").textContent = used
+    ? describeCache(used, step === steps[0])
+    : describeFullContext(step.num_tokens);
 }
 
 function describeCache(used, isFirst) {

@@ -14,7 +14,8 @@ function drawHeads() {
   whenChanged(["layer", "head"], () => {
     chooseOne(cells.flat(), cells[state.layer][state.head]);
     const parts = habits.map((habit, index) => `${habit} ${percent(shares.at(state.layer, state.head, index))}`);
-    find("head-readout").textContent = `第 ${state.layer} 层第 ${state.head} 头，平均的权重：${parts.join("，")}。一个 token 可以同时算几种。`;
+    find("head-readout").textContent =
+      `第 ${state.layer} 层第 ${state.head} 头，平均的权重：${parts.join("，")}。一个 token 可以同时算几种。`;
   });
 }
 
@@ -25,7 +26,15 @@ function headButton(layer, head, name) {
   const title = `第 ${layer} 层第 ${head} 头：${name}${isShown ? "" : "（没有放进这个文件）"}`;
   return element(
     "button",
-    { type: "button", class: "head", disabled: !isShown, "--w": share.toFixed(3), "aria-label": title, title, onclick: () => select({ layer, head }) },
+    {
+      type: "button",
+      class: "head",
+      disabled: !isShown,
+      "--w": share.toFixed(3),
+      "aria-label": title,
+      title,
+      onclick: () => select({ layer, head }),
+    },
     name === "分散" ? "·" : name[0],
   );
 }

@@ -3,10 +3,13 @@
 function drawLoss() {
   const { ids: text, num_context: start, labels } = data.loss;
   if (text.length === start) {
-    find("loss-detail").textContent = "开头只有一个 token，没有答案可以对照。换长一些的开头，或用 --continuation 给出接下去的文字。";
+    find("loss-detail").textContent =
+      "开头只有一个 token，没有答案可以对照。换长一些的开头，或用 --continuation 给出接下去的文字。";
     return;
   }
-  const words = labels.map((name, position) => (position < start ? element("span", { class: "word given" }, name) : lossWord(name, position)));
+  const words = labels.map((name, position) =>
+    position < start ? element("span", { class: "word given" }, name) : lossWord(name, position),
+  );
   find("loss-text").append(...words);
   addArrowKeys(find("loss-text"), (move) => select({ lossAt: clamp(state.lossAt + move, start, text.length - 1) }));
   whenChanged(["lossAt"], () => {

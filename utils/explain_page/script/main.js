@@ -2,15 +2,29 @@
 
 function drawHeader() {
   const { config } = data;
-  find("prompt").textContent = data.prompt.length > 60 ? `${data.prompt.slice(0, 60)}…` : data.prompt;
+  find("prompt").textContent = data.prompt.length > 60 ? `${[...data.prompt].slice(0, 60).join("")}…` : data.prompt;
   const shared = config.num_kv_heads === config.num_heads ? "" : `（键和值 ${config.num_kv_heads} 个）`;
+  find("prompt").classList.toggle("long", data.prompt.length > 20);
   find("facts").textContent =
     `${data.model_path}：${integer(data.num_parameters)} 个参数，${config.num_layers} 层，每层 ${config.num_heads} 个头${shared}，` +
     `向量 ${config.emb_dim} 维，上下文 ${config.context_length} 个 token。`;
-  const steps = [["文字", `${data.characters} 字`], ["token", shapes.ids], ["嵌入", shapes.stream], [`块 × ${config.num_layers}`, shapes.stream], ["归一化", shapes.stream], ["分数", shapes.logits], ["概率", shapes.last]];
-  find("path").append(...steps.map(([name, shape]) => element("span", { class: "stage" }, element("b", {}, name), element("small", {}, shape))));
+  const steps = [
+    ["文字", `${data.characters} 字`],
+    ["token", shapes.ids],
+    ["嵌入", shapes.stream],
+    [`块 × ${config.num_layers}`, shapes.stream],
+    ["归一化", shapes.stream],
+    ["分数", shapes.logits],
+    ["概率", shapes.last],
+  ];
+  find("path").append(
+    ...steps.map(([name, shape]) =>
+      element("span", { class: "stage" }, element("b", {}, name), element("small", {}, shape)),
+    ),
+  );
   find("notes").append(...data.notes.map((note) => element("p", { class: "note" }, note)));
-  find("footer").textContent = "页面里的数来自这个模型的一次真正的前向计算（float32），没有另写一个模型；向量只画前几维，长度、均值和标准差按全部维度计算。";
+  find("footer").textContent =
+    "页面里的数来自这个模型的一次真正的前向计算（float32），没有另写一个模型；向量只画前几维，长度、均值和标准差按全部维度计算。";
 }
 
 const shape = (...sizes) => `(${sizes.join(", ")})`;

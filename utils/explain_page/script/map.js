@@ -12,14 +12,17 @@ function drawMap() {
     paintMap(canvas, grid, query, key);
     describeCell(query, key);
   };
-  const cellAt = (event) => ["offsetY", "offsetX"].map((axis) => clamp(Math.floor((event[axis] - grid.margin) / grid.cell), 0, last));
+  const cellAt = (event) =>
+    ["offsetY", "offsetX"].map((axis) => clamp(Math.floor((event[axis] - grid.margin) / grid.cell), 0, last));
   canvas.addEventListener("pointermove", (event) => paint(...cellAt(event)));
   canvas.addEventListener("pointerleave", () => paint());
   canvas.addEventListener("click", (event) => {
     const [position, key] = cellAt(event);
     select({ position, key });
   });
-  addMoveKeys(canvas, (down, right) => select({ position: clamp(state.position + down, 0, last), key: clamp(state.key + right, 0, last) }));
+  addMoveKeys(canvas, (down, right) =>
+    select({ position: clamp(state.position + down, 0, last), key: clamp(state.key + right, 0, last) }),
+  );
   window.addEventListener("resize", () => paint());
   document.addEventListener("themechange", () => paint());
   whenChanged(["position", "key", "layer", "head"], () => {
@@ -56,7 +59,15 @@ function paintMap(canvas, grid, query, key) {
   context.lineWidth = 2;
   context.strokeStyle = colour("--ink-rgb");
   context.strokeRect(...cellBox(grid, query, key));
-  if (grid.margin) paintLabels(context, grid, (chosen) => colour(chosen ? "--accent-rgb" : "--ink-soft-rgb"), style.fontFamily, query, key);
+  if (grid.margin)
+    paintLabels(
+      context,
+      grid,
+      (chosen) => colour(chosen ? "--accent-rgb" : "--ink-soft-rgb"),
+      style.fontFamily,
+      query,
+      key,
+    );
 }
 
 function cellBox({ margin, cell }, query, key) {
@@ -71,7 +82,7 @@ function paintWeights(context, grid, colour) {
       const box = cellBox(grid, query, key);
       context.fillStyle = colour("--empty");
       context.fillRect(...box);
-      context.fillStyle = colour("--heat", weights[key]);
+      context.fillStyle = colour("--heat", depth(weights[key]));
       context.fillRect(...box);
     }
   });

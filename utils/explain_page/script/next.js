@@ -34,11 +34,13 @@ function drawNext() {
   const original = softmax(logits);
   const sampling = { ...data.next.sampling };
   let probabilities = [];
-  const controls = CONTROLS.map((control) => addControl(control, (value) => {
-    const checked = checkSetting(control, value);
-    if (checked !== undefined) sampling[control.name] = checked;
-    update();
-  }));
+  const controls = CONTROLS.map((control) =>
+    addControl(control, (value) => {
+      const checked = checkSetting(control, value);
+      if (checked !== undefined) sampling[control.name] = checked;
+      update();
+    }),
+  );
 
   function update() {
     controls.forEach((show) => show(sampling));
@@ -46,11 +48,14 @@ function drawNext() {
     drawCandidates(logits, probabilities, original);
     const kept = probabilities.filter((p) => p > 0).length;
     const share = probabilities.reduce((sum, p, id) => (p > 0 ? sum + original[id] : sum), 0);
-    find("next-readout").textContent = `还能抽到 ${integer(kept)} 个 token，它们原来一共占 ${percent(share)}；现在的熵 ${number(entropy(probabilities))} nat，原来 ${number(entropy(original))}。`;
+    find("next-readout").textContent =
+      `还能抽到 ${integer(kept)} 个 token，它们原来一共占 ${percent(share)}；现在的熵 ${number(entropy(probabilities))} nat，原来 ${number(entropy(original))}。`;
     find("flags").textContent = commandLine(sampling);
   }
 
-  find("draw").addEventListener("click", () => drawCandidates(logits, probabilities, original, drawMany(probabilities, 100)));
+  find("draw").addEventListener("click", () =>
+    drawCandidates(logits, probabilities, original, drawMany(probabilities, 100)),
+  );
   find("reset").addEventListener("click", () => {
     Object.assign(sampling, data.next.sampling);
     update();
@@ -61,7 +66,13 @@ function drawNext() {
 // 一个滑块和它的数字框；返回的函数照 sampling 摆好两者。
 function addControl(control, set) {
   const id = `input-${control.name}`;
-  const range = element("input", { type: "range", min: 0, max: 100, step: control.isLog ? 0.5 : 1, "aria-label": control.label });
+  const range = element("input", {
+    type: "range",
+    min: 0,
+    max: 100,
+    step: control.isLog ? 0.5 : 1,
+    "aria-label": control.label,
+  });
   const box = element("input", { type: "number", step: "any", placeholder: "不限", id });
   range.addEventListener("input", () => set(fromTick(control, Number(range.value))));
   box.addEventListener("change", () => set(box.value === "" ? null : Number(box.value)));
@@ -74,10 +85,14 @@ function addControl(control, set) {
 }
 
 function drawCandidates(logits, probabilities, original, counts) {
-  const order = Array.from(probabilities.keys()).sort((a, b) => probabilities[b] - probabilities[a] || logits[b] - logits[a]);
+  const order = Array.from(probabilities.keys()).sort(
+    (a, b) => probabilities[b] - probabilities[a] || logits[b] - logits[a],
+  );
   const rows = order.slice(0, NUM_CANDIDATES).map((id) => {
     const drawn = counts ? `，抽中 ${counts.get(id) ?? 0} 次` : "";
-    return bar(label(id), probabilities[id], `${percent(probabilities[id])}，分数 ${number(logits[id])}${drawn}`, { outline: original[id] });
+    return bar(label(id), probabilities[id], `${percent(probabilities[id])}，分数 ${number(logits[id])}${drawn}`, {
+      outline: original[id],
+    });
   });
   find("candidates").replaceChildren(...rows);
 }
@@ -95,6 +110,8 @@ function drawMany(probabilities, times) {
 }
 
 function commandLine(sampling) {
-  const flags = Object.entries(sampling).filter(([name, value]) => value !== null && !(name === "repetition_penalty" && value === 1));
+  const flags = Object.entries(sampling).filter(
+    ([name, value]) => value !== null && !(name === "repetition_penalty" && value === 1),
+  );
   return `python generate.py --model_path ${data.model_path} ${flags.map(([name, value]) => `--${name} ${value}`).join(" ")}`;
 }

@@ -5,7 +5,10 @@ const data = JSON.parse(document.getElementById("data").textContent);
 // 与 utils/explain_page/pack.py 相反：row(i, j) 是最后一维的一行，at(i, j, k) 是一个数。
 function unpack(packed) {
   const bytes = Uint8Array.from(atob(packed.float32 ?? packed.float16), (character) => character.charCodeAt(0));
-  const values = packed.float32 === undefined ? Float32Array.from(new Uint16Array(bytes.buffer), fromHalf) : new Float32Array(bytes.buffer);
+  const values =
+    packed.float32 === undefined
+      ? Float32Array.from(new Uint16Array(bytes.buffer), fromHalf)
+      : new Float32Array(bytes.buffer);
   const { shape } = packed;
   const offset = (indices) => indices.reduce((sum, index, axis) => sum * shape[axis] + index, 0);
   return {
@@ -39,6 +42,9 @@ function softmax(scores) {
   const total = powers.reduce((a, b) => a + b, 0);
   return powers.map((power) => power / total);
 }
+
+// 权重的深浅：取平方根，百分之几的也看得见。
+const depth = (weight) => Math.sqrt(weight);
 
 function entropy(probabilities) {
   return probabilities.reduce((sum, p) => (p > 0 ? sum - p * Math.log(p) : sum), 0);

@@ -11,7 +11,8 @@ function drawPair() {
   });
 }
 
-const headVectors = (name, position) => tensor(data.attention[name][attentionSlot(state.layer)]).row(state.head, position);
+const headVectors = (name, position) =>
+  tensor(data.attention[name][attentionSlot(state.layer)]).row(state.head, position);
 
 function scoreSteps({ scores, visible, weights }, query, key) {
   const [q, k] = [headVectors("queries", query), headVectors("keys", key)];
@@ -25,15 +26,25 @@ function scoreSteps({ scores, visible, weights }, query, key) {
     strip("逐维相乘", products, largest(products)),
     step("相加", `q · k = ${product}`),
     step("缩放", `÷ √head_dim = ${product} ÷ √${data.config.head_dim} = ${score}`),
-    step("遮住将来", `键在第 ${key} 个，${isVisible ? `不晚于第 ${query} 个，看得见：仍是 ${score}` : `晚于第 ${query} 个：换成 −∞`}`),
-    step("softmax", isVisible ? `exp(${score} − ${number(Math.max(...visible), 3)}) ÷ 整行之和 = ${number(weights[key], 4)}` : "exp(−∞) = 0"),
+    step(
+      "遮住将来",
+      `键在第 ${key} 个，${isVisible ? `不晚于第 ${query} 个，看得见：仍是 ${score}` : `晚于第 ${query} 个：换成 −∞`}`,
+    ),
+    step(
+      "softmax",
+      isVisible
+        ? `exp(${score} − ${number(Math.max(...visible), 3)}) ÷ 整行之和 = ${number(weights[key], 4)}`
+        : "exp(−∞) = 0",
+    ),
   ];
 }
 
 function valueSteps(weights, key) {
   const value = headVectors("values", key);
   const context = new Float32Array(value.length);
-  weights.forEach((weight, position) => headVectors("values", position).forEach((part, dim) => (context[dim] += weight * part)));
+  weights.forEach((weight, position) =>
+    headVectors("values", position).forEach((part, dim) => (context[dim] += weight * part)),
+  );
   return [
     strip("值 v", value, largest(value), `× ${number(weights[key], 4)}`),
     strip("Σ 权重 × 值", context, largest(context), "这个头的结果"),
@@ -42,7 +53,15 @@ function valueSteps(weights, key) {
 
 function rowHead() {
   const names = ["键", "q · k", "÷ √d", "遮住之后", "exp(s − 最大)", "权重"];
-  return element("thead", {}, element("tr", {}, names.map((name) => element("th", { scope: "col" }, name))));
+  return element(
+    "thead",
+    {},
+    element(
+      "tr",
+      {},
+      names.map((name) => element("th", { scope: "col" }, name)),
+    ),
+  );
 }
 
 function rowBody({ scores, visible, weights }, query, key) {
@@ -50,7 +69,12 @@ function rowBody({ scores, visible, weights }, query, key) {
   const root = Math.sqrt(data.config.head_dim);
   const rows = ids.map((id, other) => {
     const kind = other === key ? "selected" : other > query ? "masked" : "";
-    const numbers = [number(scores[other] * root), number(scores[other]), number(visible[other]), number(Math.exp(visible[other] - most), 3)];
+    const numbers = [
+      number(scores[other] * root),
+      number(scores[other]),
+      number(visible[other]),
+      number(Math.exp(visible[other] - most), 3),
+    ];
     return element(
       "tr",
       { class: kind, onclick: () => select({ key: other }) },

@@ -18,7 +18,8 @@ const listeners = [];
 // 先看习惯最明显的那个头。
 function clearestPlace() {
   const { layers, names, habits, shares } = data.attention;
-  const share = (layer, head) => (names[layer][head] === "分散" ? 0 : tensor(shares).at(layer, head, habits.indexOf(names[layer][head])));
+  const share = (layer, head) =>
+    names[layer][head] === "分散" ? 0 : tensor(shares).at(layer, head, habits.indexOf(names[layer][head]));
   const places = layers.flatMap((layer) => names[layer].map((_, head) => [layer, head]));
   return places.reduce((best, place) => (share(...place) > share(...best) ? place : best));
 }

@@ -3,7 +3,16 @@
 function drawTokenBar() {
   const bar = find("token-bar");
   const buttons = ids.map((id, position) =>
-    element("button", { type: "button", role: "option", title: `第 ${position} 个，编号 ${id}`, onclick: () => selectPosition(position) }, label(id)),
+    element(
+      "button",
+      {
+        type: "button",
+        role: "option",
+        title: `第 ${position} 个，编号 ${id}`,
+        onclick: () => selectPosition(position),
+      },
+      label(id),
+    ),
   );
   bar.append(...buttons);
   addArrowKeys(bar, (move) => selectPosition(state.position + move));
@@ -30,5 +39,7 @@ function drawTokenCards() {
   const { characters } = data;
   find("token-summary").textContent =
     `${characters} 字，${numBytes} 个字节，${ids.length} 个 token；平均每个 token ${number(characters / ids.length)} 字。词表有 ${integer(data.tokenizer_size)} 个 token。`;
-  whenChanged(["position"], () => cards.forEach((card, position) => card.classList.toggle("selected", position === state.position)));
+  whenChanged(["position"], () =>
+    cards.forEach((card, position) => card.classList.toggle("selected", position === state.position)),
+  );
 }
