@@ -87,6 +87,17 @@ def test_embeddings_are_rows_of_the_tables(data, loaded, token_ids):
     torch.testing.assert_close(parts[2], parts[0] + parts[1])
 
 
+def test_neighbours_are_the_closest_other_tokens(data, loaded, token_ids):
+    model, tokenizer = loaded
+    table = model.tok_emb.weight.detach()[: tokenizer.vocab_size]
+    for position, token_id in enumerate(token_ids[0].tolist()):
+        cosines = F.cosine_similarity(table, table[token_id], dim=-1)
+        cosines[token_id] = -torch.inf
+        best = cosines.topk(6)
+        assert data["embedding"]["neighbours"][position] == best.indices.tolist()
+        torch.testing.assert_close(unpack(data["embedding"]["similarities"])[position], best.values)
+
+
 @torch.inference_mode()
 def test_attention_weights_follow_from_the_scores(data, loaded, token_ids):
     """由页面的分数算出权重，取页面的值，经模型的 out_proj，应得页面记下的长度。"""
