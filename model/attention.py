@@ -19,15 +19,24 @@ def causal_mask(num_queries: int, num_keys: int, device: torch.device | None = N
     return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
 
 
-def attention_by_definition(queries: Tensor, keys: Tensor, values: Tensor, drop_rate: float = 0.0) -> Tensor:
-    """注意力的定义，softmax(QKᵀ / √head_dim) V (Vaswani et al. 2017, 式 1)，只看过去。
+def attention_map(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """softmax(QKᵀ / √head_dim)，只看过去；也交出遮住将来之前的分数。
 
-    queries (batch, heads, seq, head_dim)，keys 和 values (batch, heads, total, head_dim)，结果与 queries 同形状。
+    queries (batch, heads, seq, head_dim), keys (batch, heads, total, head_dim) -> 分数、权重 (batch, heads, seq, total)
     """
     # 除以 √head_dim，否则点积随维度变大，softmax 会饱和
     scores = queries @ keys.transpose(-2, -1) / math.sqrt(keys.shape[-1])
     mask = causal_mask(queries.shape[-2], keys.shape[-2], queries.device)
     weights = scores.masked_fill(~mask, -math.inf).softmax(dim=-1, dtype=queries.dtype)
+    return scores, weights
+
+
+def attention_by_definition(queries: Tensor, keys: Tensor, values: Tensor, drop_rate: float = 0.0) -> Tensor:
+    """注意力的定义，softmax(QKᵀ / √head_dim) V (Vaswani et al. 2017, 式 1)，只看过去。
+
+    queries (batch, heads, seq, head_dim)，keys 和 values (batch, heads, total, head_dim)，结果与 queries 同形状。
+    """
+    _, weights = attention_map(queries, keys)
     return dropout(weights, drop_rate) @ values
 
 
@@ -70,14 +79,17 @@ class MultiHeadAttention(nn.Module):
         self.qk_norm = HeadNorm(cfg.head_dim) if cfg.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, position: nn.Module, cache: KVCache | None = None) -> Tensor:
-        start = cache.length if cache is not None else 0
-        queries = position.rotate(self.qk_norm(self._split_heads(self.W_query(x))), start)
-        keys = position.rotate(self.qk_norm(self._split_heads(self.W_key(x))), start)
-        values = self._split_heads(self.W_value(x))
+        queries, keys, values = self.project(x, position, cache.length if cache is not None else 0)
         if cache is not None:
             keys, values = cache.append(self.layer, keys, values)
         context = self._attend(queries.to(keys.dtype), keys, values)
         return self.out_proj(context.transpose(1, 2).flatten(2))
+
+    def project(self, x: Tensor, position: nn.Module, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """(batch, seq, emb_dim) -> 查询、键、值，都是 (batch, heads, seq, head_dim)；键和值可以少些头。"""
+        queries = position.rotate(self.qk_norm(self._split_heads(self.W_query(x))), start)
+        keys = position.rotate(self.qk_norm(self._split_heads(self.W_key(x))), start)
+        return queries, keys, self._split_heads(self.W_value(x))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """(batch, seq, heads × head_dim) -> (batch, heads, seq, head_dim)"""

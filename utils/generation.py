@@ -45,19 +45,30 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     return logits.scatter(1, indices, ordered.masked_fill(before >= p, -torch.inf))
 
 
-def sample_next_token(logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """logits (batch, vocab_size), 已有的 token (batch, seq) -> (batch, 1)"""
+def adjust_logits(logits: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:
+    """依次是重复惩罚、温度、top-k、top-p；温度为 0 时只有重复惩罚。
+
+    logits (batch, vocab_size), 已有的 token (batch, seq) -> (batch, vocab_size)，float64
+    """
     logits = logits.double()  # 温度和惩罚再极端也不会变成 0 / 0
     if sampling.repetition_penalty != 1.0:
         logits = penalize_repetition(logits, seen, sampling.repetition_penalty).nan_to_num()
     if sampling.temperature == 0:
-        return logits.argmax(dim=-1, keepdim=True)
+        return logits
     # 先减去最大值，温度极小时也不会溢出；分布不变
     logits = (logits - logits.max(dim=-1, keepdim=True).values) / sampling.temperature
     if sampling.top_k is not None:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p is not None:
         logits = keep_top_p(logits, sampling.top_p)
+    return logits
+
+
+def sample_next_token(logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    """logits (batch, vocab_size), 已有的 token (batch, seq) -> (batch, 1)"""
+    logits = adjust_logits(logits, seen, sampling)
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1, keepdim=True)
     # 在 CPU 上抽签：同一台机器上，同一个种子不论模型在哪个设备都抽到同样的结果
     return torch.multinomial(logits.softmax(dim=-1).cpu(), 1, generator=generator).to(seen.device)
 
