@@ -195,12 +195,12 @@ SABOTAGES = {
             "只旋转了键",
         ),
         (
-            "values = self._split_heads(self.W_value(x))",
-            "values = position.rotate(self._split_heads(self.W_value(x)), start)",
+            "self._split_heads(self.W_value(x))",
+            "position.rotate(self._split_heads(self.W_value(x)), start)",
             "值也旋转了",
         ),
         ("HeadNorm(cfg.head_dim) if cfg.qk_norm else nn.Identity()", "nn.Identity()", "漏了 qk_norm"),
-        ("start = cache.length if cache is not None else 0", "start = 0", "从 0 数起"),
+        ("position, cache.length if cache is not None else 0)", "position, 0)", "从 0 数起"),
         (
             "keys, values = cache.append(self.layer, keys, values)",
             "cache.append(self.layer, keys, values)",
