@@ -1,4 +1,4 @@
-"""一次训练写出的权重、日志和损失曲线。"""
+"""一次训练写出的权重、日志、损失曲线和报告。"""
 
 import contextlib
 import json
@@ -29,12 +29,16 @@ class RunFiles:
         self.model = model_path
         self.log = model_path.with_name(model_path.name + ".log.jsonl")
         self.curve = model_path.with_name(model_path.name + ".loss.png")
+        self.report = model_path.with_name(model_path.name + ".report.html")
         self.records: list[Evaluation] = []
         self.kept: Kept | None = None
 
+    def _paths(self) -> tuple[Path, ...]:
+        return self.model, self.log, self.curve, self.report
+
     def back_up_old_results(self) -> None:
         """从头训练，写第一个文件之前：同名的旧文件各添一个备份的名字，之后写的便可以直接顶替。"""
-        for path in (self.model, self.log, self.curve):
+        for path in self._paths():
             if backup := link_backup(path):
                 hint(f"已有的 {path} 保留为 {backup.name}")
 
@@ -63,5 +67,5 @@ class RunFiles:
 
     def remove_leftovers(self) -> None:
         """删去上次被杀死时没来得及删的临时文件。"""
-        names = "|".join(re.escape(path.name) for path in (self.model, self.log, self.curve))
+        names = "|".join(re.escape(path.name) for path in self._paths())
         remove_leftovers(self.model.parent, names)
