@@ -86,13 +86,13 @@ class RunReport:
             self.history.gradient_norms = norms_by_part(self.trainer.gradient_norms)
 
     def _can_afford_samples(self) -> bool:
-        """第 0 步先写一次（没有训练过的样子），以后花的时间随进度放开，隔得也不太近。"""
+        """第 0 步先写一次（没有训练过的样子），其余的摊在全程；花完为止。"""
         count, spent = self.history.num_sampled, self.history.sampling_seconds
         progress, allowance = self.budget.progress(self.trainer.step), SAMPLING_FRACTION * self.budget.planned_seconds
         if not count:
             forward = self.trainer.forward_seconds(self.budget.seconds_per_step)
             return self.story.sample_tokens * forward * TOKEN_SHARE <= allowance * max(progress, 0.5)
-        return spent + spent / count <= allowance * progress and progress >= count / MAX_SAMPLINGS
+        return spent + spent / count <= allowance and progress >= max(spent / allowance, count / MAX_SAMPLINGS)
 
     def _write_samples(self) -> list[Sample]:
         begin = time.monotonic()
