@@ -192,7 +192,7 @@ def test_samples_are_spread_over_the_run_within_their_budget(tmp_path, monkeypat
     run = start(trainer, tmp_path / "m.pth", Budget(100, seconds_per_step=1.0))
     run.report.story = RunStory("训练", {}, write, sample_tokens=1)
     run.run()
-    assert calls[:3] == [0, 20, 40] and calls[-1] == 100 and 5 <= len(calls) <= 6
+    assert (calls[0], calls[-1]) == (0, 100) and calls[1] <= 25 and 5 <= len(calls) <= 6  # 最后一次不计
     assert all(later - earlier >= 10 for earlier, later in zip(calls[:-1], calls[1:], strict=True))
     assert re.findall(r"第 (\d+) 步写的", page_of(tmp_path)) == list(map(str, calls))
 
