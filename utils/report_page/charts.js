@@ -77,14 +77,14 @@ function valueRange(chart) {
   return [low >= 0 ? Math.max(0, low - room) : low - room, chart.form === "percent" ? Math.min(1.02, high + room) : high + room];
 }
 
-// 在 svg 里画好 chart，返回 {move(第几次评估)} 用来移动竖线
-function drawChart(svg, chart, axis, positions, best) {
+// 在 svg 里画好 chart；返回的 move(第几次评估) 移动竖线，nearest(横坐标) 找最近的一次
+function drawChart(svg, chart, axis, positions) {
   svg.replaceChildren();
   const width = svg.clientWidth, range = valueRange(chart);
   svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
   if (!range) {
     svgElement("text", { x: width / 2, y: HEIGHT / 2, "text-anchor": "middle" }, svg).textContent = "还没有数据";
-    return { move() {} };
+    return { move() {}, nearest: () => positions.length - 1 };
   }
   const [low, high] = range, first = positions[0], last = positions[positions.length - 1];
   const scale = chart.form === "log" ? Math.log : (value) => value;
@@ -96,11 +96,10 @@ function drawChart(svg, chart, axis, positions, best) {
     svgElement("text", { x: MARGIN.left - 7, y: y(tick) + 4, "text-anchor": "end" }, svg).textContent = formatValue(chart.form, tick);
   }
   svgElement("line", { x1: MARGIN.left, x2: width - MARGIN.right, y1: bottom, y2: bottom, class: "base" }, svg);
-  const ticks = (axis === "时间" ? timeTicks : niceTicks)(first, last, Math.max(2, Math.floor(width / 110)));
-  for (const tick of ticks) {
-    const at = x(tick), anchor = at > width - 34 ? "end" : "middle";
-    svgElement("text", { x: anchor === "end" ? width - 4 : at, y: HEIGHT - 8, "text-anchor": anchor }, svg).textContent = formatAxis(axis, tick);
-  }
+  const ticks = (axis === "时间" ? timeTicks : niceTicks)(first, last, Math.max(3, Math.floor(width / 110)));
+  for (const tick of ticks.filter((tick) => x(tick) < width - 60)) // 右边留给横轴的名字
+    svgElement("text", { x: x(tick), y: HEIGHT - 8, "text-anchor": "middle" }, svg).textContent = formatAxis(axis, tick);
+  svgElement("text", { x: width - 4, y: HEIGHT - 8, "text-anchor": "end" }, svg).textContent = axis;
   const names = Object.keys(chart.lines);
   names.forEach((name, index) => drawLine(svg, chart, chart.lines[name], positions, { x, y, color: lineColor(names, index) }));
   const cursor = svgElement("line", { y1: MARGIN.top, y2: bottom, class: "cursor" }, svg);

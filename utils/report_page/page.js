@@ -17,7 +17,7 @@ const views = DATA.charts.map((chart) => {
   const legend = htmlElement("ul", { className: "legend" }, box);
   const svg = svgElement("svg", { tabindex: 0, role: "img", "aria-label": `${chart.title}的曲线` }, box);
   const view = { chart, legend, svg, drawing: null };
-  const follow = (event) => view.drawing.nearest && choose(view.drawing.nearest(event.clientX));
+  const follow = (event) => choose(view.drawing.nearest(event.clientX));
   svg.addEventListener("pointermove", follow);
   svg.addEventListener("pointerdown", follow);
   svg.addEventListener("keydown", (event) => {
@@ -52,7 +52,7 @@ function showLegend({ chart, legend, svg }) {
 }
 
 function draw() {
-  for (const view of views) view.drawing = drawChart(view.svg, view.chart, axis, DATA.axes[axis], DATA.best);
+  for (const view of views) view.drawing = drawChart(view.svg, view.chart, axis, DATA.axes[axis]);
   choose(chosen);
 }
 
