@@ -51,7 +51,7 @@ def print_result(trainer: Trainer, test_loader: DataLoader, files: RunFiles) -> 
     backup = draw_confusion(metrics, picture)
     if backup:
         say(f"已有的 {picture} 保留为 {backup.name}")
-    say(f"分类模型：{files.model}；曲线：{files.curve}；混淆矩阵：{picture}；日志：{files.log}")
+    say(f"分类模型：{files.model}；曲线：{files.curve}；混淆矩阵：{picture}；报告：{files.report}；日志：{files.log}")
     say(f"现在可以问它：python classify.py --model_path {files.model}")
 
 
