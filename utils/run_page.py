@@ -121,7 +121,11 @@ def _samples(page: PageData) -> str:
         for item in page.history.observations
         if item.samples and item.step in losses
     ]
-    return f"<ol class=samples>{''.join(items)}</ol>" if items else "<p class=note>训练太短，没有写样文。</p>"
+    if not items:
+        return "<p class=note>训练太短，没有写样文。</p>"
+    is_checked = any(sample.copied is not None for item in page.history.observations for sample in item.samples)
+    note = "同样的开头和随机种子，变的只有权重。" + "<mark>这样的</mark>是与训练的文字一字不差的片段。" * is_checked
+    return f"<p class=note>{note}</p><ol class=samples>{''.join(items)}</ol>"
 
 
 def _sample(sample: Sample) -> str:

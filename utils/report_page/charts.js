@@ -91,7 +91,7 @@ function drawChart(svg, chart, axis, positions) {
   const x = (value) => MARGIN.left + (last > first ? (value - first) / (last - first) : 0.5) * (width - MARGIN.left - MARGIN.right);
   const y = (value) => HEIGHT - MARGIN.bottom - ((scale(value) - scale(low)) / (scale(high) - scale(low))) * (HEIGHT - MARGIN.top - MARGIN.bottom);
   const bottom = HEIGHT - MARGIN.bottom;
-  for (const tick of chart.form === "log" ? logTicks(low, high) : niceTicks(low, high, 4)) {
+  for (const tick of chart.form === "log" ? logTicks(low, high) : niceTicks(low, high, 4, [1, 2, 2.5, 5, 10])) {
     svgElement("line", { x1: MARGIN.left, x2: width - MARGIN.right, y1: y(tick), y2: y(tick), class: "grid" }, svg);
     svgElement("text", { x: MARGIN.left - 7, y: y(tick) + 4, "text-anchor": "end" }, svg).textContent = formatValue(chart.form, tick);
   }
