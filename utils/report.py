@@ -91,9 +91,8 @@ def print_result(trainer: Trainer, corpus: Corpus, files: RunFiles) -> None:
     )
     say(f"样文：{sample(model, corpus, settings.sample_prompt, settings.seed)}")
     which = "验证损失最低的" if settings.keep == "best" else "最后的"
-    say(
-        f"{which}权重（第 {kept.step} 步）：{files.model}；损失曲线：{files.curve}；报告：{files.report}；日志：{files.log}"
-    )
+    others = f"损失曲线：{files.curve}；报告：{files.report}；日志：{files.log}"
+    say(f"{which}权重（第 {kept.step} 步）：{files.model}；{others}")
     say(f"现在可以和它说话：python generate.py --model_path {files.model} --temperature 0.8 --top_k 50")
 
 
