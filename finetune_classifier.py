@@ -91,7 +91,10 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
         name: getattr(args, name) for name in ("trainable", "lora_rank", "lora_alpha", "lora_projections", "balance")
     }
     identity = RunIdentity.of(model, digest_of(records), settings, dtype, details)
-    if files := train_to_file(trainer, args.output_path, identity, memory, args, started):
+    story = report_classifier.tell_story(trainer, split, tokenizer, args)
+    with memory.explain_lack():
+        files = train_to_file(trainer, args.output_path, identity, story, args, started)
+    if files:
         merge_lora(model)
         report_classifier.print_result(trainer, loaders[2], files, args)
 

@@ -89,7 +89,10 @@ def train(
     trainer = build_trainer(model, loaders, settings, dtype)
     report.print_start(trainer, corpus, config.path, dtype)
     identity = RunIdentity.of(model, f"{source.digest} {source.encoding}", settings, dtype, {})
-    if files := train_to_file(trainer, args.model_path, identity, memory, args, started):
+    story = report.tell_story(trainer, corpus, source)
+    with memory.explain_lack():
+        files = train_to_file(trainer, args.model_path, identity, story, args, started)
+    if files:
         report.print_result(trainer, corpus, files)
 
 

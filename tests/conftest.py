@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -86,6 +87,21 @@ def trained(tmp_path_factory, corpus_text) -> Path:
     (folder / "stdout.txt").write_text(result.stdout, encoding="utf-8")
     (folder / "stderr.txt").write_text(result.stderr, encoding="utf-8")
     return folder
+
+
+def report_data(model_path: Path) -> dict:
+    """model_path 的训练报告里画图的数据。"""
+    page = Path(f"{model_path}.report.html").read_text(encoding="utf-8")
+    return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page)[1])
+
+
+def timeless_report(model_path: Path) -> dict:
+    """同上，去掉每次都不同的用时、速度和内存；必须是完整的网页。"""
+    assert Path(f"{model_path}.report.html").read_text(encoding="utf-8").endswith("</html>\n")
+    data = report_data(model_path)
+    del data["axes"]["时间"]
+    data["charts"] = [chart for chart in data["charts"] if chart["title"] not in ("速度", "内存")]
+    return data
 
 
 def make_corpus(text: str, tokenizer_spec: dict, path: Path) -> Corpus:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from soak_process import SoakResult, run_forked
 
-from conftest import ROOT, write_config
+from conftest import ROOT, timeless_report, write_config
 from utils.checkpoint_files import list_checkpoints
 from utils.resume import read_checkpoint
 
@@ -51,11 +51,13 @@ class Task:
         paths = list_checkpoints(self.folder / "model.pth.ckpt")
         return bool(paths) and read_checkpoint(paths[-1])["is_finished"]
 
-    def outcome(self) -> tuple[list[dict], bytes, bytes]:
-        """日志（除去用时）、模型文件、曲线。"""
+    def outcome(self) -> tuple[list[dict], bytes, bytes, dict]:
+        """日志（除去用时）、模型文件、曲线、报告里的数（除去用时）。"""
         lines = (self.folder / "model.pth.log.jsonl").read_text(encoding="utf-8").splitlines()
         log = [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
-        return log, (self.folder / "model.pth").read_bytes(), (self.folder / "model.pth.loss.png").read_bytes()
+        model_path = self.folder / "model.pth"
+        curve = (self.folder / "model.pth.loss.png").read_bytes()
+        return log, model_path.read_bytes(), curve, timeless_report(model_path)
 
     def leftovers(self) -> list[str]:
         return [str(path) for path in self.folder.rglob(".*") if path.is_file()]

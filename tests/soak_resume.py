@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from conftest import tiny_config
+from conftest import timeless_report, tiny_config
 from model.language_model import LanguageModel
 from utils.budget import Budget
 from utils.checkpoint import read_model_file
@@ -58,12 +58,13 @@ class Outcome:
     losses: dict[int, str]  # {步: 训练损失}
     log: list[dict]
     curve: bytes
+    report: dict
     weights: dict[str, torch.Tensor]  # 最后的
     kept: tuple  # 模型文件里的：第几步、验证损失、权重
 
     def differences(self, other: "Outcome") -> list[str]:
         """与 other 不同的项。"""
-        names = [name for name in ("losses", "log", "curve") if getattr(self, name) != getattr(other, name)]
+        names = [name for name in ("losses", "log", "curve", "report") if getattr(self, name) != getattr(other, name)]
         pairs = {"weights": (self.weights, other.weights), "kept": (self.kept[2], other.kept[2])}
         names += [name for name, pair in pairs.items() if not _same_tensors(*pair)]
         return names + (["kept"] if self.kept[:2] != other.kept[:2] else [])
@@ -135,7 +136,8 @@ def outcome_of(trainer: Trainer, model_path: Path, losses: dict[int, str]) -> Ou
     kept = {name: value.clone() for name, value in file.weights.items()}
     origin = file.origin["step"], file.origin["validate_loss"].hex()
     hexed = [{name: value.hex() if isinstance(value, float) else value for name, value in row.items()} for row in log]
-    return Outcome(dict(losses), hexed, Path(f"{model_path}.loss.png").read_bytes(), weights, (*origin, kept))
+    curve, report = Path(f"{model_path}.loss.png").read_bytes(), timeless_report(model_path)
+    return Outcome(dict(losses), hexed, curve, report, weights, (*origin, kept))
 
 
 def interrupted(variant: Variant, folder: Path, stops: list[int]) -> Outcome:

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from conftest import run
+from conftest import report_data, run
 from utils.checkpoint import read_model_file
 
 GOOD, BAD = ("回家吃饭", "明天开会", "孩子放学", "谢谢你", "晚上见"), ("免费领取", "点击链接", "中奖", "加微信", "贷款")
@@ -53,6 +53,23 @@ def test_accuracy_is_reported_per_label_and_drawn(folder, tuned):
     assert (folder / "classifier.pth.loss.png").read_bytes().startswith(b"\x89PNG")
     records = [json.loads(line) for line in (folder / "classifier.pth.log.jsonl").read_text("utf-8").splitlines()]
     assert records[0]["validate_accuracy"] < records[-1]["validate_accuracy"] <= 1
+
+
+def test_report_judges_the_same_messages_again_and_again(folder, tuned):
+    page = (folder / "classifier.pth.report.html").read_text(encoding="utf-8")
+    for part in (
+        "<h1>分类微调报告：classifier.pth</h1>",
+        "训练完成",
+        "垃圾 70、正常 140（训练部分）",
+        "--eval_freq 10</code>",
+    ):
+        assert part in page, part
+    last = page.rpartition("<li>")[2].partition("</ol>")[0]  # 训练完的样子：两个标签各两条
+    judged = re.findall(r" → </span>(..)（\d+\.\d%）<footer>应为：(..)</footer>", last)
+    assert len(judged) == 4 and {expected for _, expected in judged} == {"正常", "垃圾"}
+    assert sum(guess == expected for guess, expected in judged) >= 3
+    data = report_data(folder / "classifier.pth")
+    assert [chart["title"] for chart in data["charts"]][:2] == ["损失", "准确率"]
 
 
 def test_labels_and_vocabulary_travel_in_the_model_file(folder, tuned):

@@ -50,6 +50,15 @@ def test_exact_match_is_printed_before_and_after_per_task(tuned):
     assert re.search(r"合计 \d+\.\d% → \d+\.\d%（10）", tuned.stdout)
 
 
+def test_report_asks_a_held_out_question(folder, tuned):
+    page = (folder / "assistant.pth.report.html").read_text(encoding="utf-8")
+    for part in ("<h1>指令微调报告：assistant.pth</h1>", "训练完成", "首字 90（训练部分）", "留出</th><td>10 条"):
+        assert part in page, part
+    question = make_records()[3]
+    asked = f"问：第一个字\n{question['input']}\n答：</span>"
+    assert asked in page and f"<footer>应为：{question['output']}</footer>" in page
+
+
 def test_template_travels_in_the_model_file(folder, tuned):
     assert read_model_file(folder / "assistant.pth").template == "zh"
 

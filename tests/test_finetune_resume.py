@@ -8,7 +8,7 @@ from test_faults_running import at_step, signal_self
 from test_finetune_classifier import make_texts
 from test_finetune_instruction import make_records
 
-from conftest import run, write_config
+from conftest import run, timeless_report, write_config
 
 run_forked = pytest.importorskip("soak_process", reason="只用于 POSIX：要用 fork").run_forked
 
@@ -32,10 +32,11 @@ def folder(tmp_path_factory, corpus_text):
 
 
 def outcome(folder) -> tuple:
-    """(模型文件, 曲线, 除去用时的日志)"""
+    """(模型文件, 曲线, 除去用时的日志和报告)"""
     lines = (folder / "out.pth.log.jsonl").read_text(encoding="utf-8").splitlines()
     log = [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in lines]
-    return (folder / "out.pth").read_bytes(), (folder / "out.pth.loss.png").read_bytes(), log
+    curve = (folder / "out.pth.loss.png").read_bytes()
+    return (folder / "out.pth").read_bytes(), curve, log, timeless_report(folder / "out.pth")
 
 
 @pytest.mark.parametrize("trainable", ["all", "lora"])

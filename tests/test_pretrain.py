@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from conftest import ROOT, make_corpus, run, write_config
+from conftest import ROOT, make_corpus, report_data, run, write_config
 from model.config import ModelConfig
 from model.language_model import LanguageModel
 from utils.checkpoint import load_weights, read_model_file
@@ -44,6 +44,23 @@ def test_output_has_the_documented_form(trained):
         assert any(word in line for line in lines), word
     assert (trained / "stderr.txt").read_text(encoding="utf-8") == ""  # 不是终端：没有进度条
     assert (trained / "model.pth.loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_tells_the_corpus_the_sample_and_the_command(trained):
+    page = (trained / "model.pth.report.html").read_text(encoding="utf-8")
+    opening = (trained / "corpus.txt").read_text(encoding="utf-8")[2700:].lstrip()[:8]
+    command = f"{ROOT / 'pretrain.py'} --config {trained / 'tiny.json'} --data_path corpus.txt</code>"
+    for part in (
+        "<h1>预训练报告：model.pth</h1>",
+        "训练完成",
+        "corpus.txt（utf-8）",
+        "2,700 字，",
+        command,
+        "35,584 个",
+    ):
+        assert part in page, part
+    assert f"<span class=prompt>{opening}</span>" in page and "原文照抄率 0.0%" in page
+    assert report_data(trained / "model.pth")["axes"]["步"] == [0, 3, 6]
 
 
 def test_log_has_one_line_per_evaluation(trained):
@@ -108,7 +125,7 @@ def test_best_weights_are_kept_and_last_on_request(tmp_path, corpus_text):
 
 
 def test_existing_results_are_kept_as_backups(tmp_path, corpus_text):
-    names = ("model.pth", "model.pth.log.jsonl", "model.pth.loss.png")
+    names = ("model.pth", "model.pth.log.jsonl", "model.pth.loss.png", "model.pth.report.html")
     for name in names:
         (tmp_path / name).write_bytes(b"precious")
     result = pretrain(tmp_path, corpus_text)

@@ -109,7 +109,10 @@ def test_best_line_converts_nats_per_token_by_hand(tmp_path, capsys, keep, name,
     best, sample, *_, saved, invitation = lines  # 样文里可能有换行
     assert best == f"{name} validate loss 2.000 (Step 000007), 4.000 nats/char, 2.885 bits/byte"
     assert sample.startswith("样文：悟a悟a悟a悟a")
-    assert saved == f"{which}权重（第 7 步）：{files.model}；损失曲线：{files.curve}；日志：{files.log}"
+    assert (
+        saved
+        == f"{which}权重（第 7 步）：{files.model}；损失曲线：{files.curve}；报告：{files.report}；日志：{files.log}"
+    )
     assert f"python generate.py --model_path {files.model} " in invitation
 
 

@@ -11,7 +11,8 @@ from utils.train_utils import Evaluation
 
 def test_file_names_come_from_the_model_path(tmp_path):
     files = RunFiles(tmp_path / "my.pth")
-    assert (files.log.name, files.curve.name) == ("my.pth.log.jsonl", "my.pth.loss.png")
+    names = (files.log.name, files.curve.name, files.report.name)
+    assert names == ("my.pth.log.jsonl", "my.pth.loss.png", "my.pth.report.html")
 
 
 def test_old_files_get_a_second_name_before_anything_is_written(tmp_path, capsys):
@@ -73,6 +74,7 @@ def test_model_of_the_training_before_is_not_taken_for_our_own(tmp_path):
 
 def test_leftovers_of_a_killed_run_are_removed_by_their_exact_names(tmp_path):
     names = [".m.pth.abcd1234.tmp", ".m.pth.log.jsonl.abcd_234.tmp", ".m.pth.loss.png.00000000.tmp"]
+    names.append(".m.pth.report.html.x_y_z_00.tmp")
     others = [
         ".m.pth.abcd123.tmp",
         ".m.pth.ABCD1234.tmp",

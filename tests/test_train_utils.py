@@ -159,12 +159,18 @@ def test_last_short_batch_and_short_group_are_used():
     assert trainer.tokens == 30 * 16
 
 
-def test_gradient_norm_is_clipped(monkeypatch):
+def test_gradient_norm_is_clipped():
     seen = []
-    original = torch.nn.utils.clip_grad_norm_
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda p, limit: seen.append(limit) or original(p, limit))
-    run(make_trainer(TrainingSettings(batch_size=4, grad_clip=0.25)), 2)
-    assert seen == [0.25, 0.25]
+    trainer = make_trainer(TrainingSettings(batch_size=4, grad_clip=0.25))
+
+    def measure(*_):
+        seen.append(torch.nn.utils.get_total_norm([p.grad for p in trainer.model.parameters()]).item())
+
+    trainer.optimizers[0].register_step_pre_hook(measure)
+    run(trainer, 2)
+    assert seen == pytest.approx([0.25, 0.25], rel=1e-4)
+    before = sum(norm.item() ** 2 for norm in trainer.gradient_norms.values()) ** 0.5
+    assert before > 0.25 and trainer.gradient_norms.keys() == dict(trainer.model.named_parameters()).keys()
 
 
 def test_training_learns():

@@ -26,6 +26,11 @@ class Budget:
         """训练至今的秒数，中断的时间不算；用单调时钟，改系统时间没有影响。"""
         return time.monotonic() - self._started
 
+    @property
+    def planned_seconds(self) -> float:
+        """照试跑的快慢，训练一共要多少秒。"""
+        return min(self.total_steps * self.seconds_per_step, self.max_seconds)
+
     def progress(self, step: int) -> float:
         """0 是刚开始，达到 1 就该停。"""
         return max(step / self.total_steps, self.seconds / max(1e-9, self.max_seconds))

@@ -56,8 +56,8 @@ def check_output_path(path: Path, inputs: tuple[Path, ...] = ()) -> None:
         if path.exists() and any(path.samefile(item) for item in inputs):
             raise UserError(path, "同时是输入文件", "换一个文件名。")
         path.parent.mkdir(parents=True, exist_ok=True)
-        # 名字取将来最长的那个（日志的临时文件），太长现在就知道
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.log.jsonl.", suffix=TEMPORARY_SUFFIX):
+        # 名字取将来最长的那个（报告的临时文件），太长现在就知道
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.report.html.", suffix=TEMPORARY_SUFFIX):
             pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -1,4 +1,4 @@
-"""预训练开始前和结束后对用户说的话。"""
+"""预训练开始前和结束后对用户说的话，和报告里预训练特有的部分。"""
 
 import math
 import re
@@ -10,10 +10,14 @@ from torch import nn
 from utils.budget import Budget
 from utils.checkpoint import load_weights, read_model_file
 from utils.console import say
+from utils.copy_check import MIN_CHARACTERS, CopyIndex
 from utils.corpus import Corpus
 from utils.device import describe_device
-from utils.generation import Sampling, generate_text
+from utils.generation import Sampling, generate_text, read_text_prompt, stream_text
 from utils.run_files import RunFiles
+from utils.run_history import Sample
+from utils.run_report import RunStory
+from utils.text_file import TextFile
 from utils.text_utils import load_gpt2_tokenizer
 from utils.train_utils import Trainer, calc_loss_loader, evaluating
 from utils.training_run import format_duration
@@ -22,6 +26,9 @@ LONG_SECONDS = 3600.0
 QUICK_CONFIG = "configs/pocket_config_3M.json"
 SAMPLE_TOKENS = 100
 RESULT_LINE = re.compile(r"validate loss \S+ \(Step (?P<step>\d+)\), (?P<nats>\S+) nats/char, (?P<bits>\S+) bits/byte")
+REPORT_TOKENS = 40  # 报告里的样文途中要写几次，短一些
+INDEXED_CHARACTERS = 2_000_000  # 训练部分更长时报告不算照抄率：索引每字要占 100 字节
+UNSEEN_CHARACTERS = 5_000  # 验证部分取这么多字，看没见过的原文有多少与训练部分相同
 
 
 def print_start(trainer: Trainer, corpus: Corpus, config_path: Path, dtype: torch.dtype) -> None:
@@ -86,7 +93,8 @@ def print_result(trainer: Trainer, corpus: Corpus, files: RunFiles) -> None:
     )
     say(f"样文：{sample(model, corpus, settings.sample_prompt, settings.seed)}")
     which = "验证损失最低的" if settings.keep == "best" else "最后的"
-    say(f"{which}权重（第 {kept.step} 步）：{files.model}；损失曲线：{files.curve}；日志：{files.log}")
+    others = f"损失曲线：{files.curve}；报告：{files.report}；日志：{files.log}"
+    say(f"{which}权重（第 {kept.step} 步）：{files.model}；{others}")
     say(f"现在可以和它说话：python generate.py --model_path {files.model} --temperature 0.8 --top_k 50")
 
 
@@ -96,3 +104,37 @@ def sample(model: nn.Module, corpus: Corpus, prompt: str | None, seed: int) -> s
     generator = torch.Generator().manual_seed(seed)
     with evaluating(model):
         return generate_text(model, corpus.tokenizer, prompt, SAMPLE_TOKENS, Sampling(0.8, 50), generator)
+
+
+def tell_story(trainer: Trainer, corpus: Corpus, source: TextFile) -> RunStory:
+    """报告里的语料和样文。"""
+    index, facts = (
+        None,
+        {
+            "语料": f"{corpus.path}（{source.encoding}）",
+            "训练部分": f"{corpus.train_characters:,} 字，{len(corpus.train_ids):,} token",
+            "验证部分": f"最后的 {corpus.validate_characters:,} 字，{len(corpus.validate_ids):,} token",
+            "词表": _describe_vocabulary(corpus),
+        },
+    )
+    if corpus.train_characters <= INDEXED_CHARACTERS:
+        index = CopyIndex("".join(source.pieces(0, corpus.train_characters)))
+        unseen = source.pieces(corpus.train_characters, corpus.train_characters + UNSEEN_CHARACTERS)
+        rate = index.find_copies("".join(unseen)).rate
+        facts["原文照抄率"] = f"样文里与训练部分相同的片段（{MIN_CHARACTERS} 字以上）；没见过的验证部分是 {rate:.1%}"
+    else:
+        facts["原文照抄率"] = f"语料超过 {INDEXED_CHARACTERS:,} 字，没有算；用 generate.py --check_copy"
+    return RunStory("预训练", facts, lambda: [_write_sample(trainer, corpus, index)], REPORT_TOKENS)
+
+
+def _write_sample(trainer: Trainer, corpus: Corpus, index: CopyIndex | None) -> Sample:
+    """用现在的权重写一段；种子每次相同，变的只有权重。"""
+    model, tokenizer = trainer.model, corpus.tokenizer
+    generator = torch.Generator().manual_seed(trainer.settings.seed)
+    prompt = trainer.settings.sample_prompt or corpus.opening
+    with evaluating(model):
+        read = read_text_prompt(model, tokenizer, prompt)
+        start, *written = stream_text(model, tokenizer, read, REPORT_TOKENS, Sampling(0.8, 50), generator)
+    text = "".join(written)
+    copied = [list(span) for span in index.find_copies(text).spans] if index else None
+    return Sample(start, text, copied=copied)

@@ -1,20 +1,27 @@
-"""分类微调开始前和结束后对用户说的话，和混淆矩阵的图。"""
+"""分类微调开始前和结束后对用户说的话，混淆矩阵的图，和报告里分类特有的部分。"""
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 
 from utils.checkpoint import load_weights, read_model_file
-from utils.classification import ClassificationDataset, Metrics, measure
+from utils.classification import ClassificationDataset, Metrics, classify, measure
 from utils.console import say
 from utils.files import write_atomically
-from utils.labeled_text import Split
+from utils.labeled_text import LabeledText, Split
 from utils.plotting import find_chinese_font
 from utils.report_finetuning import print_model, print_use
 from utils.run_files import RunFiles
-from utils.train_utils import Trainer
+from utils.run_history import Sample
+from utils.run_report import RunStory
+from utils.text_utils import Tokenizer
+from utils.train_utils import Trainer, evaluating
+
+PER_LABEL = 2  # 报告里反复判断的验证部分的文字，每个标签几条
+NUM_TEXTS = 6  # 一共不超过几条
 
 
 def print_start(
@@ -46,7 +53,7 @@ def print_result(trainer: Trainer, test_loader: DataLoader, files: RunFiles, arg
     if names != metrics.labels:
         numbered = "、".join(f"{name} 是 {label}" for name, label in zip(names, metrics.labels, strict=True))
         say(f"图上没有中文字体可用：{numbered}")
-    say(f"分类模型：{files.model}；曲线：{files.curve}；混淆矩阵：{picture}；日志：{files.log}")
+    say(f"分类模型：{files.model}；曲线：{files.curve}；混淆矩阵：{picture}；报告：{files.report}；日志：{files.log}")
     print_use(files, args, "classify.py")
 
 
@@ -77,3 +84,28 @@ def draw_confusion(metrics: Metrics, path: Path) -> Path | None:
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, f"{metrics.confusion[row, column].item():,}", ha="center", va="center", color=color)
     return write_atomically(path, lambda file: figure.savefig(file, format="png"), keep_old=True)
+
+
+def tell_story(trainer: Trainer, split: Split, tokenizer: Tokenizer, args: argparse.Namespace) -> RunStory:
+    """报告里的数据，和途中反复判断的几条验证部分的文字。"""
+    labels = trainer.model.labels
+    counts = Counter(record.label for record in split.train)
+    facts = {
+        "起点": str(args.model_path),
+        "数据": f"{args.data_path}（{args.encoding}）",
+        "训练、验证、测试": f"{len(split.train):,}、{len(split.validate):,}、{len(split.test):,} 条",
+        "标签": "、".join(f"{label} {counts[label]:,}" for label in labels) + "（训练部分）",
+    }
+    chosen = [record for label in labels for record in _of_label(split.validate, label)][:NUM_TEXTS]
+
+    def judge() -> list[Sample]:
+        with evaluating(trainer.model):
+            guesses = [classify(trainer.model, tokenizer, record.text) for record in chosen]
+        pairs = zip(chosen, guesses, strict=True)
+        return [Sample(f"{record.text} → ", f"{label}（{p:.1%}）", record.label) for record, (label, p) in pairs]
+
+    return RunStory("分类微调", facts, judge, NUM_TEXTS)
+
+
+def _of_label(records: list[LabeledText], label: str) -> list[LabeledText]:
+    return [record for record in records if record.label == label][:PER_LABEL]

@@ -14,6 +14,7 @@ from utils.checkpoint_files import FROM_SCRATCH, NAME, list_checkpoints, step_of
 from utils.console import hint
 from utils.errors import RunError, UserError
 from utils.files import keep_backup, megabytes, remove_leftovers, sync_folder
+from utils.run_history import RunHistory
 from utils.run_identity import RunIdentity
 from utils.train_utils import PROGRESS, Evaluation
 
@@ -130,6 +131,7 @@ def _check_structure(path: Path, state: dict) -> None:
     )
     if not is_right:
         raise ValueError
+    state["history"] = RunHistory.from_state(state.get("history") or RunHistory().state())  # 早期的检查点没有
     json.dumps(run)  # 里面只有基本类型，才能与现在的比较
     for index, optimizer in enumerate(state["optimizers"]):
         for number, values in optimizer.items():

@@ -1,4 +1,4 @@
-"""一次训练写出的权重、适配器、日志和损失曲线。"""
+"""一次训练写出的权重、适配器、日志、损失曲线和报告。"""
 
 import contextlib
 import json
@@ -31,12 +31,13 @@ class RunFiles:
         self.adapter = model_path.with_name(model_path.name + ".lora")  # 只在用 LoRA 时写
         self.log = model_path.with_name(model_path.name + ".log.jsonl")
         self.curve = model_path.with_name(model_path.name + ".loss.png")
+        self.report = model_path.with_name(model_path.name + ".report.html")
         self.records: list[Evaluation] = []
         self.kept: Kept | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        return self.model, self.adapter, self.log, self.curve
+        return self.model, self.adapter, self.log, self.curve, self.report
 
     def back_up_old_results(self) -> None:
         """从头训练，写第一个文件之前：同名的旧文件各添一个备份的名字，之后写的便可以直接顶替。

@@ -15,6 +15,7 @@ from utils.budget import Budget
 from utils.cross_entropy import IGNORE_INDEX, cross_entropy
 from utils.data_loader import create_dataloader
 from utils.errors import RunError
+from utils.gradient_norms import clip_gradients
 from utils.optimizers import learning_rate_factor, load_optimizer_state, set_learning_rate
 from utils.random_state import get_random_state, set_random_state
 from utils.settings import TrainingSettings
@@ -132,6 +133,7 @@ class Trainer:
         self.samples_done = 0  # 这一轮里用过的样本数
         self.evaluated_step: int | None = None
         self.learning_rate = 0.0
+        self.gradient_norms: dict[str, Tensor] = {}  # 最近一步各参数的，裁剪之前
         self.is_consistent = True  # 参数更新到一半时为假，那时的状态不能保存
         self.stop_requested = False
         self.on_step: Callable[[float, float], None] = lambda loss, progress: None
@@ -203,7 +205,7 @@ class Trainer:
         random_state = get_random_state(self.device)
         try:
             loss = self._backward(batches)
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip).item()
+            norm, norms = clip_gradients(self.model, self.settings.grad_clip)
         except BaseException:
             set_random_state(self.device, random_state)
             self._zero_grad()
@@ -215,6 +217,7 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.step()
         self._zero_grad()
+        self.gradient_norms = norms
         self.step += 1
         self.tokens += sum(inputs.numel() for inputs, _ in batches)
         self.samples_done += sum(len(inputs) for inputs, _ in batches)
@@ -294,6 +297,7 @@ class Trainer:
             optimizer.state.clear()
         for name, value in before.items():
             setattr(self, name, value)
+        self.gradient_norms = {}
         return min(durations[1:])  # 第一步含预热，不算
 
     def _timed_steps(self, max_steps: int, max_seconds: float) -> Iterator[float]:

@@ -13,9 +13,9 @@ from utils.device import autocast
 from utils.optimizers import build_optimizers
 from utils.run_files import RunFiles
 from utils.run_identity import RunIdentity
+from utils.run_report import RunStory
 from utils.settings import TrainingSettings
 from utils.train_utils import Trainer
-from utils.training_memory import TrainingMemory
 from utils.training_run import TrainingRun
 
 
@@ -31,18 +31,17 @@ def train_to_file(
     trainer: Trainer,
     output_path: Path,
     identity: RunIdentity,
-    memory: TrainingMemory,
+    story: RunStory,
     args: argparse.Namespace,
     started: float,
 ) -> RunFiles | None:
     """训练并写出 output_path 等文件；args 里有 --resume 等共用的开关。--dry_run 时只说要多久，返回 None。"""
-    with memory.explain_lack():
-        budget = plan_budget(trainer, started)
-        if args.dry_run:
-            report.print_plan(trainer, budget)
-            return None
-        run = TrainingRun(trainer, budget, output_path, identity)
-        run.prepare(args.resume, args.allow_data_change)
+    budget = plan_budget(trainer, started)
+    if args.dry_run:
         report.print_plan(trainer, budget)
-        run.run()
+        return None
+    run = TrainingRun(trainer, budget, output_path, identity, story)
+    run.prepare(args.resume, args.allow_data_change)
+    report.print_plan(trainer, budget)
+    run.run()
     return run.files

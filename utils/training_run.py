@@ -24,6 +24,7 @@ from utils.loss_spikes import SpikeDetector
 from utils.resume import MAX_FILES, Checkpoints
 from utils.run_files import Kept, RunFiles
 from utils.run_identity import RunIdentity, compare_runs
+from utils.run_report import RunReport, RunStory
 from utils.train_utils import Evaluation, Interrupted, NotFiniteError, Trainer
 
 SAVE_SECONDS = 300.0  # 没有指定 --save_minutes 时，检查点的间隔
@@ -109,9 +110,17 @@ def stop_on_signal(trainer: Trainer) -> Iterator[list[int]]:
 class TrainingRun:
     """训练到底：每次评估打印一行、记一行日志，保存要留的权重，按时存检查点；被打断也不丢算好的东西。"""
 
-    def __init__(self, trainer: Trainer, budget: Budget, model_path: Path, identity: RunIdentity):
+    def __init__(
+        self,
+        trainer: Trainer,
+        budget: Budget,
+        model_path: Path,
+        identity: RunIdentity,
+        story: RunStory | None = None,
+    ):
         self.trainer, self.budget, self.identity = trainer, budget, identity
         self.files, self.checkpoints = RunFiles(model_path), Checkpoints(checkpoint_folder(model_path))
+        self.report = RunReport(self.files.report, trainer, budget, identity, story or RunStory())
         self._is_resumed = False
         self._saved: tuple | None = None  # 上一个检查点的 _position()
         self._is_saving_checkpoint = False
@@ -146,6 +155,7 @@ class TrainingRun:
         if state["is_finished"] and limits[0] == limits[1]:
             self.budget.total_steps = self.trainer.step  # 已经做完，没有要加练的
         self.files.continue_run([Evaluation(**record) for record in state["records"]])
+        self.report.continue_run(state["history"])
         self._is_resumed, self._saved = True, self._position(state["is_finished"])
         for note in notes:
             hint(note)
@@ -170,12 +180,16 @@ class TrainingRun:
             except Interrupted:
                 self._leave(received[0])
             except NotFiniteError as error:
+                self._finish_report(f"停下了：第 {error.step} 步{error.reason}")
                 raise NotFiniteError(error.step, error.reason, self._advise_lower_learning_rate()) from None
             except Exception:
                 self._save_before_failing()
+                self._finish_report(f"出了错，停在第 {self.trainer.step:,} 步")
                 raise
             finally:
                 bar.close()
+        self.report.add_last_samples()
+        self.report.finish(self.files.records, "训练完成")
         self.files.draw_curve()
         return self.files.kept
 
@@ -187,6 +201,7 @@ class TrainingRun:
                 self.files.back_up_old_results()
                 self.checkpoints.set_aside()
             self.files.add_record(record)
+            self.report.observe(self.files.records)
             if record.step and self._is_worth_keeping(record):
                 self._save_model(record.validate_loss)
         if self.files.kept is None:  # 接着一次已经做完的训练，模型文件却不在了
@@ -231,6 +246,7 @@ class TrainingRun:
             "is_finished": is_finished,
             "seconds": self.budget.seconds,
             "records": [asdict(record) for record in self.files.records],
+            "history": self.report.state(),
         }
         self._is_saving_checkpoint = True
         self._last_save_seconds = self._timed(lambda: self.checkpoints.save(state))
@@ -256,6 +272,12 @@ class TrainingRun:
             except (UserError, RuntimeError, MemoryError) as error:
                 hint(f"提示：离开之前没能存下检查点（{error}）")
 
+    def _finish_report(self, status: str) -> None:
+        """出错离开之前写出报告；写不成也不要紧，要紧的是原来的错误。"""
+        if self.files.records:
+            with contextlib.suppress(UserError):
+                self.report.finish(self.files.records, status)
+
     def _advise_lower_learning_rate(self) -> str:
         rate = f"--learning_rate {self.trainer.settings.learning_rate / 3:.2g}"
         if self._saved is None:
@@ -272,6 +294,7 @@ class TrainingRun:
             self._save_checkpoint()
         if files.records:
             files.draw_curve()
+            self.report.finish(files.records, f"在第 {trainer.step:,} 步中断")
         where = f"{files.model} 里是第 {files.kept.step} 步的权重" if files.kept else "还没有可保存的权重"
         action = "保存，用 --resume 继续" if is_sound else "停止"
         hint(f"已在第 {trainer.step} 步{action}；{where}。")
