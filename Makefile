@@ -1,4 +1,4 @@
-# make demo：训练一个小模型并让它写字；make test：全部测试。各步对应的普通命令见 README.md。
+# make demo：训练一个小模型并让它写字；make test：全部测试；make check-model：检查改过的 model/。各步对应的普通命令见 README.md。
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -8,7 +8,7 @@ define create_venv
 	$(PYTHON) -m venv .venv
 endef
 
-.PHONY: demo test lint clean-venv
+.PHONY: demo test lint check-model clean-venv
 
 demo: .venv/runtime-installed
 	$(BIN)/python pretrain.py --config configs/pocket_config_3M.json --data_path data/西游记.txt --model_path model.pth
@@ -16,6 +16,12 @@ demo: .venv/runtime-installed
 
 test: .venv/development-installed
 	$(BIN)/python -m pytest
+
+check-model: .venv/runtime-installed
+	$(BIN)/python verify.py $(MODULES)
+
+check-model: .venv/runtime-installed
+	$(BIN)/python verify.py
 
 lint: .venv/development-installed
 	$(BIN)/ruff check .

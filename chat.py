@@ -24,6 +24,7 @@ def parse_args() -> argparse.Namespace:
     add("--temperature", type=cli.non_negative_float, default=0.0, help="0 取最可能的，越大越随机（默认 %(default)s）")
     add("--top_k", type=cli.positive_int, help="只从最可能的 k 个 token 里抽（默认不限）")
     add("--seed", type=cli.seed_int, default=0, help="随机种子（默认 %(default)s）")
+    add("--adapter_path", type=cli.file_path, help="LoRA 适配器，加到 --model_path 的模型上（默认没有）")
     add("--device", type=cli.device_name, default="auto", help=f"{cli.DEVICES}（默认 %(default)s）")
     add("--show_prompt", action="store_true", help="显示模型真正读到的文字（默认不显示）")
     return parser.parse_args()
@@ -37,6 +38,7 @@ def main() -> None:
     import torch
 
     from model.language_model import LanguageModel
+    from utils.adapter import apply_adapter, read_adapter
     from utils.conversation import Assistant
     from utils.device import choose_device
     from utils.generation import Sampling
@@ -44,9 +46,14 @@ def main() -> None:
 
     device = choose_device(args.device)
     file = open_language_model(args.model_path)
-    if file.template not in TEMPLATES:
-        raise UserError(args.model_path, "没有学过答话", "先用 finetune_instruction.py 微调；续写用 generate.py。")
+    adapter = read_adapter(args.adapter_path) if args.adapter_path else None
+    source = adapter or file
+    if source.template not in TEMPLATES:
+        raise UserError(source.path, "没有学过答话", "先用 finetune_instruction.py 微调；续写用 generate.py。")
     model, tokenizer = load_model(file, ModelConfig.from_dict, LanguageModel)
+    if adapter:
+        apply_adapter(model, adapter)
+        model.template = adapter.template
     model = move_model(model.eval(), device, "auto")
     generator = torch.Generator().manual_seed(args.seed)
     assistant = Assistant(model, tokenizer, Sampling(args.temperature, args.top_k), generator, args.max_new_tokens)

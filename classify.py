@@ -4,12 +4,13 @@ python classify.py --model_path classifier.pth --text 恭喜您中奖了，点�
 """
 
 import argparse
+from pathlib import Path
 
 from model.config import ModelConfig
 from utils import cli
-from utils.archive import check_archive
 from utils.dialogue import talk
 from utils.errors import UserError, run_program
+from utils.weights_file import check_weights_file
 
 
 def parse_args() -> argparse.Namespace:
@@ -17,27 +18,22 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--model_path", type=cli.file_path, default="classifier.pth", help="分类模型（默认 %(default)s）")
     add("--text", type=cli.plain_text, help="要判断的文字（默认进入对话）")
+    add("--adapter_path", type=cli.file_path, help="LoRA 适配器，加到 --model_path 的模型上（默认没有）")
     add("--device", type=cli.device_name, default="auto", help=f"{cli.DEVICES}（默认 %(default)s）")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    check_archive(args.model_path, advice="请先运行 finetune_classifier.py，或用 --model_path 指出它在哪里。")
+    check_weights_file(args.model_path, advice="请先运行 finetune_classifier.py，或用 --model_path 指出它在哪里。")
     import torch
 
-    from model.classifier import Classifier
-    from utils.checkpoint import open_model_file
     from utils.classification import classify
     from utils.device import choose_device
-    from utils.model_loading import load_model
 
     device = choose_device(args.device)
-    file = open_model_file(args.model_path)
-    if file.labels is None:
-        raise UserError(args.model_path, "不是分类模型", "先用 finetune_classifier.py 微调；续写用 generate.py。")
-    model, tokenizer = load_model(file, ModelConfig.from_dict, lambda cfg: Classifier(cfg, file.labels))
-    model = model.to(device).eval()
+    model, tokenizer = load_with_adapter(args) if args.adapter_path else load(args.model_path)
+    model = model.float().to(device).eval()
 
     def answer(text: str) -> None:
         with torch.inference_mode():
@@ -48,6 +44,34 @@ def main() -> None:
         answer(args.text)
     else:
         talk(answer)
+
+
+def load(path: Path):
+    """-> (分类模型, 分词器)"""
+    from model.classifier import Classifier
+    from utils.hugging_face import open_weights_file
+    from utils.model_loading import load_model
+
+    file = open_weights_file(path)
+    if file.labels is None:
+        raise UserError(path, "不是分类模型", "先用 finetune_classifier.py 微调；续写用 generate.py。")
+    return load_model(file, ModelConfig.from_dict, lambda cfg: Classifier(cfg, file.labels))
+
+
+def load_with_adapter(args: argparse.Namespace):
+    """-> (预训练好的模型加上适配器和新的头, 分词器)"""
+    from model.classifier import Classifier
+    from model.language_model import LanguageModel
+    from utils.adapter import apply_adapter, read_adapter
+    from utils.model_loading import load_model, open_language_model
+
+    adapter = read_adapter(args.adapter_path)
+    if not adapter.labels:
+        raise UserError(adapter.path, "不是分类模型的适配器", "先用 finetune_classifier.py --trainable lora 微调。")
+    base, tokenizer = load_model(open_language_model(args.model_path), ModelConfig.from_dict, LanguageModel)
+    model = Classifier.from_language_model(base, adapter.labels)
+    apply_adapter(model, adapter)
+    return model, tokenizer
 
 
 if __name__ == "__main__":

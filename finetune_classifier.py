@@ -53,13 +53,13 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
 
     from model.classifier import Classifier
     from model.language_model import LanguageModel
-    from model.lora import merge_lora
+    from model.lora import LoRAConfig, merge_lora
     from model.trainable import set_trainable
     from utils import classification, report_classifier
     from utils import device as devices
     from utils.labeled_text import digest_of, labels_of, split_records
     from utils.memory import keep_freed_memory
-    from utils.model_loading import load_model, open_language_model
+    from utils.model_loading import load_to_train
     from utils.run_identity import RunIdentity
     from utils.training_memory import TrainingMemory
     from utils.training_program import build_trainer, train_to_file
@@ -67,13 +67,14 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
     keep_freed_memory()
     device = devices.choose_device(settings.device)
     dtype = devices.choose_dtype(settings.dtype, device)
-    file = open_language_model(args.model_path)
-    base, tokenizer = load_model(
-        file, ModelConfig.from_dict, lambda cfg: LanguageModel(dataclasses.replace(cfg, drop_rate=args.drop_rate))
+    with_dropout = {"drop_rate": args.drop_rate}
+    base, tokenizer = load_to_train(
+        args.model_path, ModelConfig.from_dict, lambda cfg: LanguageModel(dataclasses.replace(cfg, **with_dropout))
     )
     torch.manual_seed(settings.seed)
     model = Classifier.from_language_model(base, labels_of(records)).to(device)
-    set_trainable(model, args.trainable, args.lora_rank, args.lora_alpha)
+    lora = LoRAConfig(args.lora_rank, args.lora_alpha, args.lora_projections)
+    set_trainable(model, args.trainable, lora)
     if args.compile:
         model.compile()
     split = split_records(records, settings.seed)
@@ -86,11 +87,13 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
         classification.measure(model, loader, model.labels, trainer.precision).accuracy
     )
     report_classifier.print_start(trainer, split, datasets, args, dtype)
-    details = {name: getattr(args, name) for name in ("trainable", "lora_rank", "lora_alpha", "balance")}
+    details = {
+        name: getattr(args, name) for name in ("trainable", "lora_rank", "lora_alpha", "lora_projections", "balance")
+    }
     identity = RunIdentity.of(model, digest_of(records), settings, dtype, details)
     if files := train_to_file(trainer, args.output_path, identity, memory, args, started):
         merge_lora(model)
-        report_classifier.print_result(trainer, loaders[2], files)
+        report_classifier.print_result(trainer, loaders[2], files, args)
 
 
 if __name__ == "__main__":

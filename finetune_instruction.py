@@ -53,13 +53,13 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Co
     import torch
 
     from model.language_model import LanguageModel
-    from model.lora import merge_lora
+    from model.lora import LoRAConfig, merge_lora
     from model.trainable import set_trainable
     from utils import device as devices
     from utils import instruction_tuning, report_instruction
     from utils.instruction_data import digest_of, split_conversations
     from utils.memory import keep_freed_memory
-    from utils.model_loading import load_model, open_language_model
+    from utils.model_loading import load_to_train
     from utils.run_identity import RunIdentity
     from utils.training_memory import TrainingMemory
     from utils.training_program import build_trainer, train_to_file
@@ -67,11 +67,12 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Co
     keep_freed_memory()
     device = devices.choose_device(settings.device)
     dtype = devices.choose_dtype(settings.dtype, device)
-    model, tokenizer = load_model(open_language_model(args.model_path), ModelConfig.from_dict, LanguageModel)
+    model, tokenizer = load_to_train(args.model_path, ModelConfig.from_dict, LanguageModel)
     questions = [record.turns[0].question for record in records]
     model.template = choose_template(questions) if args.template == "auto" else args.template
     torch.manual_seed(settings.seed)
-    set_trainable(model.to(device), args.trainable, args.lora_rank, args.lora_alpha)
+    lora = LoRAConfig(args.lora_rank, args.lora_alpha, args.lora_projections)
+    set_trainable(model.to(device), args.trainable, lora)
     template, context_length = TEMPLATES[model.template], model.cfg.context_length
     parts = [
         instruction_tuning.InstructionDataset(part, template, tokenizer, context_length)
@@ -87,12 +88,12 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Co
     trainer = build_trainer(model, loaders, settings, dtype)
     report_instruction.print_start(trainer, parts, args, dtype)
     before = instruction_tuning.measure_exact_match(model, loaders[1], trainer.precision)
-    details = {name: getattr(args, name) for name in ("trainable", "lora_rank", "lora_alpha")}
+    details = {name: getattr(args, name) for name in ("trainable", "lora_rank", "lora_alpha", "lora_projections")}
     details["template"] = model.template
     identity = RunIdentity.of(model, digest_of(records), settings, dtype, details)
     if files := train_to_file(trainer, args.output_path, identity, memory, args, started):
         merge_lora(model)
-        report_instruction.print_result(trainer, before, files)
+        report_instruction.print_result(trainer, before, files, args)
 
 
 if __name__ == "__main__":

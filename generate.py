@@ -5,6 +5,7 @@ python generate.py --model_path model.pth --max_new_tokens 30 --temperature 0.9 
 
 import argparse
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from model.config import ModelConfig
@@ -12,6 +13,7 @@ from utils import cli
 from utils.config_file import read_config
 from utils.dialogue import talk
 from utils.errors import UserError, run_program
+from utils.text_file import TextFile
 from utils.weights_file import check_weights_file
 
 DTYPES = "auto | float32 | float16 | bfloat16"
@@ -34,37 +36,35 @@ def parse_args() -> argparse.Namespace:
     add("--device", type=cli.device_name, default="auto", help=f"{cli.DEVICES}（默认 %(default)s）")
     add("--dtype", type=cli.one_of(*DTYPES.split(" | ")), default="auto", help=f"{DTYPES}（默认 %(default)s）")
     add("--quantize", type=cli.one_of("int8"), help="int8：权重存成 8 位整数，只在 CPU 上（默认不用）")
+    add("--check_copy", type=cli.file_path, help="语料：标出样文里与它一字不差的片段，算原文照抄率（默认不查）")
+    add("--encoding", type=cli.text_encoding, default="utf-8", help="--check_copy 的编码（默认 %(default)s）")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
     config = read_config(args.config, ModelConfig.from_dict) if args.config else None
+    original = TextFile.scan(args.check_copy, args.encoding) if args.check_copy else None
     # 载入 torch 要一两秒，校验大的模型文件也要；两件事同时做，都放到参数检查之后，--help 立刻有回应
     with ThreadPoolExecutor(max_workers=1) as background:
         checked = background.submit(check_weights_file, args.model_path)
         import torch
 
         from model.language_model import LanguageModel
+        from utils.copy_check import index_file
         from utils.device import choose_device
-        from utils.generation import Sampling
+        from utils.generation import Sampling, stream_text
         from utils.model_loading import load_model, move_model, open_language_model
 
     device = choose_device(args.device)
-    if args.quantize and args.dtype != "auto":
-        raise UserError("--quantize", "不能与 --dtype 同时给出", "去掉其中一个。")
-    if args.quantize and device.type != "cpu":
-        raise UserError("--quantize", f"只用在 CPU 上，这里会用 {device.type.upper()}", "加 --device cpu，或去掉它。")
+    check_quantize(args, device)
     checked.result()
     number_format = args.quantize or args.dtype
     file = open_language_model(args.model_path)
     bytes_per_weight = WEIGHT_BYTES.get(number_format, 4)
     model, tokenizer = load_model(file, ModelConfig.from_dict, LanguageModel, config, bytes_per_weight)
     model = move_model(model.eval(), device, number_format)
-    top_k = args.top_k
-    if top_k is not None and top_k > tokenizer.vocab_size:
-        print(f"提示：--top_k 已降为词表大小 {tokenizer.vocab_size}", file=sys.stderr)
-        top_k = tokenizer.vocab_size
+    top_k = limit_top_k(args.top_k, tokenizer.vocab_size)
     sampling = Sampling(args.temperature, top_k, args.top_p, args.repetition_penalty)
     generator = torch.Generator()
     if args.seed is None:
@@ -72,8 +72,15 @@ def main() -> None:
     else:
         generator.manual_seed(args.seed)
 
+    index = index_file(original) if original else None
+
     def answer(prompt: str) -> None:
-        print_samples(model, tokenizer, prompt, args, sampling, generator)
+        read = read_start(model, tokenizer, prompt)  # 几份样文共用
+        for number in range(args.num_samples):
+            print(end="\n" if number else "")
+            written = print_sample(stream_text(model, tokenizer, read, args.max_new_tokens, sampling, generator))
+            if index:
+                print_copies(index, *written)
 
     if args.prompt:
         answer(args.prompt)
@@ -81,20 +88,47 @@ def main() -> None:
         talk(answer)
 
 
-def print_samples(model, tokenizer, prompt: str, args: argparse.Namespace, sampling, generator) -> None:
-    """边生成边打印；多份样文之间空一行。"""
-    from utils.generation import read_text_prompt, stream_text
+def check_quantize(args: argparse.Namespace, device) -> None:
+    """--quantize 用不上就抛出 UserError。"""
+    if args.quantize and args.dtype != "auto":
+        raise UserError("--quantize", "不能与 --dtype 同时给出", "去掉其中一个。")
+    if args.quantize and device.type != "cpu":
+        raise UserError("--quantize", f"只用在 CPU 上，这里会用 {device.type.upper()}", "加 --device cpu，或去掉它。")
+
+
+def limit_top_k(top_k: int | None, vocab_size: int) -> int | None:
+    """不超过词表大小的 top_k。"""
+    if top_k is None or top_k <= vocab_size:
+        return top_k
+    print(f"提示：--top_k 已降为词表大小 {vocab_size}", file=sys.stderr)
+    return vocab_size
+
+
+def read_start(model, tokenizer, prompt: str):
+    """读一遍开头；太长的先说一声。"""
+    from utils.generation import read_text_prompt
 
     context_length = model.cfg.context_length
     if len(tokenizer.encode(prompt)) > context_length:
         print(f"提示：开头超过上下文长度，只使用最后 {context_length} 个 token", file=sys.stderr)
-    read = read_text_prompt(model, tokenizer, prompt)  # 几份样文共用
-    for index in range(args.num_samples):
-        if index:
-            print()
-        for piece in stream_text(model, tokenizer, read, args.max_new_tokens, sampling, generator):
-            print(piece, end="", flush=True)
-        print()
+    return read_text_prompt(model, tokenizer, prompt)
+
+
+def print_sample(pieces: Iterable[str]) -> tuple[str, str]:
+    """边生成边打印；-> (开头, 模型写的)"""
+    shown = []
+    for piece in pieces:
+        print(piece, end="", flush=True)
+        shown.append(piece)
+    print()
+    return shown[0], "".join(shown[1:])
+
+
+def print_copies(index, start: str, written: str) -> None:
+    """标出照抄的片段，再报出照抄率；开头是用户写的，不算。"""
+    copies = index.find_copies(written)
+    print(f"标出照抄：{start}{copies.marked()}")
+    print(copies.summary())
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from model.config import ModelConfig, count_parameters
 from utils import cli
 from utils.checkpoint_files import checkpoint_folder
 from utils.config_file import ConfigFile, read_config
-from utils.errors import UserError, run_program
+from utils.errors import run_program
 from utils.settings import TrainingSettings, add_training_arguments
 from utils.text_file import TextFile
 from utils.training_output import claim_output
@@ -73,9 +73,7 @@ def train(
     keeps_tokenizer = args.resume and args.allow_data_change  # 语料变了，重新训练的词表就接不上了
     tokenizer = recorded_tokenizer(checkpoint_folder(args.model_path)) if keeps_tokenizer else config.tokenizer
     corpus = Corpus.from_file(source, tokenizer)
-    if cfg.vocab_size < corpus.tokenizer.vocab_size:
-        reason = f"vocab_size={cfg.vocab_size} 小于分词器词表 {corpus.tokenizer.vocab_size}"
-        raise UserError(config.path, reason, "把 vocab_size 改成分词器词表的大小。")
+    corpus.check_vocab_size(cfg.vocab_size, config.path)
     loaders = corpus.create_loaders(cfg.context_length, settings)
     memory = TrainingMemory(cfg, settings, device)
     if args.dry_run:  # 装不下时也要看得到为什么，所以在检查之前
@@ -100,12 +98,12 @@ def load_start(args: argparse.Namespace, config: ConfigFile):
     if not args.init_from:
         return None, config
     from model.language_model import LanguageModel
-    from utils.model_loading import load_model, open_language_model
+    from utils.model_loading import load_to_train
 
-    file = open_language_model(args.init_from)
-    model, tokenizer = load_model(file, ModelConfig.from_dict, LanguageModel, config if args.config else None)
+    given = config if args.config else None
+    model, tokenizer = load_to_train(args.init_from, ModelConfig.from_dict, LanguageModel, given)
     config = dataclasses.replace(config, path=args.init_from, model=model.cfg, tokenizer=tokenizer.state())
-    return model.float(), config
+    return model, config
 
 
 if __name__ == "__main__":

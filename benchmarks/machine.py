@@ -4,14 +4,13 @@ import os
 import sys
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import psutil
 
+from utils import memory
 from utils.device import processor_name
 
 PACKAGES = ("torch", "transformers")
-STATUS = Path("/proc/self/status")
 
 
 def describe_machine() -> str:
@@ -34,13 +33,11 @@ def _num_cores() -> int:
 
 def peak_bytes() -> int:
     """本进程至今占用内存的最高点。"""
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    if STATUS.exists():  # Linux 的 ru_maxrss 从父进程的峰值算起，VmHWM 只算自己的
-        return int(STATUS.read_text(encoding="ascii").split("VmHWM:")[1].split()[0]) * 1024
-    import resource
+    if sys.platform == "darwin":
+        import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS 以字节计
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS 以字节计
+    return memory.peak_bytes(os.getpid())
 
 
 def resident_bytes() -> int:

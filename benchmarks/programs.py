@@ -15,6 +15,16 @@ from utils.errors import RunError
 ENVIRONMENT = {**os.environ, "PYTHONIOENCODING": "utf-8"}
 
 
+def run_program(program: str, *arguments: object) -> tuple[float, str]:
+    """-> (整个命令的秒数, 全部输出)；没有成功就抛出 RunError。"""
+    command = [sys.executable, ROOT / program, *arguments]
+    begin = time.perf_counter()
+    done = subprocess.run(list(map(str, command)), capture_output=True, encoding="utf-8", env=ENVIRONMENT)
+    seconds = time.perf_counter() - begin
+    check(command, done.returncode, done.stderr)
+    return seconds, done.stdout
+
+
 def pretrain(*arguments: object, inspect: Callable[[Path], object] = lambda model_path: None) -> dict:
     """运行 pretrain.py，再让 inspect 看看模型文件。
 
@@ -22,15 +32,11 @@ def pretrain(*arguments: object, inspect: Callable[[Path], object] = lambda mode
     """
     with tempfile.TemporaryDirectory() as folder:
         model_path = Path(folder) / "model.pth"
-        command = [sys.executable, ROOT / "pretrain.py", "--model_path", model_path, *arguments]
-        begin = time.perf_counter()
-        done = subprocess.run(list(map(str, command)), capture_output=True, encoding="utf-8", env=ENVIRONMENT)
-        seconds = time.perf_counter() - begin
-        check(command, done.returncode, done.stderr)
+        seconds, stdout = run_program("pretrain.py", "--model_path", model_path, *arguments)
         log = model_path.with_name(model_path.name + ".log.jsonl").read_text(encoding="utf-8")
         inspected = inspect(model_path)
     records = list(map(json.loads, log.splitlines()))
-    return {"seconds": seconds, "stdout": done.stdout, "records": records, "inspected": inspected}
+    return {"seconds": seconds, "stdout": stdout, "records": records, "inspected": inspected}
 
 
 def seconds_to_output(command: list[object], after: bytes = b"") -> float:

@@ -1,7 +1,6 @@
 """质量：给几分钟，pretrain.py 能把模型练到多好；换一种文字还好不好；压缩权重之后还剩多好。"""
 
 import argparse
-import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,8 +11,7 @@ from benchmarks.programs import pretrain
 from benchmarks.tables import spread, table
 from benchmarks.weight_formats import NUM_TOKENS, format_errors
 from utils.compact_weights import FORMATS
-
-BEST_LINE = re.compile(r"Best validate loss .*?([\d.]+) nats/char, ([\d.]+) bits/byte")
+from utils.report import RESULT_LINE
 
 
 @dataclass(frozen=True)
@@ -72,12 +70,12 @@ def train(trial: Trial, corpus: Path) -> dict:
     arguments = ("--config", trial.config, "--data_path", corpus, "--max_minutes", trial.minutes)
     finished = pretrain(*arguments, inspect=partial(format_errors, corpus=corpus))
     last = finished["records"][-1]
-    nats, bits = map(float, BEST_LINE.search(finished["stdout"]).groups())
+    line = RESULT_LINE.search(finished["stdout"])
     return {
         "seconds": finished["seconds"],
         "steps": last["step"],
         "tokens_per_second": last["tokens"] / last["seconds"],
-        "nats": nats,
-        "bits": bits,
+        "nats": float(line["nats"]),
+        "bits": float(line["bits"]),
         "formats": finished["inspected"],
     }

@@ -39,6 +39,7 @@ SECTIONS = {
     "data": Section("数据", "benchmarks.data_size"),
     "quality": Section("质量", "benchmarks.quality"),
     "scale": Section("规模", "benchmarks.scale"),
+    "finetune": Section("微调", "benchmarks.fine_tuning"),
 }
 
 
@@ -50,6 +51,9 @@ def parse_args() -> argparse.Namespace:
     add("--rounds", type=cli.positive_int, default=3, help="每个对象轮流量几轮（默认 %(default)s）")
     add("--corpus", type=cli.file_path, default=ROOT / "data/西游记.txt", help="训练用的语料（默认 data/西游记.txt）")
     add("--other_corpus", type=cli.file_path, help="另一份没有为它调过参数的语料，quality 一节也在上面训练（默认不用）")
+    labeled = ROOT / "data/垃圾短信.csv"
+    add("--labeled", type=cli.file_path, default=labeled, help="finetune 一节分类的数据（默认 data/垃圾短信.csv）")
+    add("--other_labeled", type=cli.file_path, help="另一份分类的数据，先在它自己的文字上预训练（默认不用）")
     add("--data_mb", type=cli.positive_int, help="data 一节的语料有多少 MB（默认 1000）")
     add("--readme", type=cli.file_path, default=ROOT / "benchmarks/README.md", help="写进哪个文件的标记之间")
     add("--quick", action="store_true", help="用极小的模型走一遍，只为检查这个程序本身（默认不用）")
@@ -71,7 +75,7 @@ def check_before_start(args: argparse.Namespace, sections: list[Section]) -> Non
     """几十分钟之后才会碰到的错误，现在就查出来。"""
     if any(section.needs_peer for section in sections):
         peer.require()
-    for path in filter(None, (args.corpus, args.other_corpus)):
+    for path in filter(None, (args.corpus, args.other_corpus, args.labeled, args.other_labeled)):
         check_input_file(path, "语料")
     text = read_readme(args.readme)
     for section in sections:

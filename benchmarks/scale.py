@@ -2,7 +2,7 @@
 
 import argparse
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -11,7 +11,7 @@ import psutil
 from benchmarks.measure import ROOT, alternate, in_new_process, pooled
 from benchmarks.tables import gigabytes, number, spread, table
 from benchmarks.train_step import CPU, our_step, time_steps
-from model.config import ModelConfig, count_parameters
+from model.config import ModelConfig, count_training_flops
 from utils.config_file import read_config
 from utils.console import hint
 from utils.device import choose_dtype
@@ -46,17 +46,14 @@ class Workload:
     def tokens(self) -> int:
         return self.settings.batch_size * self.cfg.context_length
 
-    @cached_property
+    @property
     def num_parameters(self) -> int:
-        return sum(count_parameters(self.cfg).values())
+        return self.cfg.num_parameters
 
     @property
-    def flops(self) -> float:
+    def flops(self) -> int:
         """见 FORMULA。"""
-        counts = count_parameters(self.cfg)
-        unused = counts["位置嵌入"] + (0 if self.cfg.tie_weights else counts["token 嵌入"])
-        attention = 12 * self.cfg.num_layers * self.cfg.emb_dim * self.cfg.context_length
-        return (6 * (self.num_parameters - unused) + attention) * self.tokens
+        return count_training_flops(self.cfg) * self.tokens
 
     def memory(self, device_type: str) -> int:
         """估计的内存，字节。"""

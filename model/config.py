@@ -1,4 +1,4 @@
-"""模型配置：有哪些超参数、各自的取值范围，以及它们决定的参数量。"""
+"""模型配置：有哪些超参数、各自的取值范围，以及它们决定的参数量和运算量。"""
 
 import difflib
 import json
@@ -140,3 +140,14 @@ def count_parameters(cfg: ModelConfig) -> dict[str, int]:
         "归一化": (2 * cfg.num_layers + 1) * norm,
         "输出层": 0 if cfg.tie_weights else cfg.vocab_size * cfg.emb_dim,
     }
+
+
+def count_training_flops(cfg: ModelConfig) -> int:
+    """训练一个 token 的浮点运算次数：6·N + 12·层数·emb_dim·seq (Chowdhery et al. 2022, 附录 B)。
+
+    N 是参加矩阵乘法的参数（不算位置嵌入；输出层与 token 嵌入共用时算一次）：前向各乘、加一次，反向是它的两倍。
+    后一项是注意力。
+    """
+    counts = count_parameters(cfg)
+    unused = counts["位置嵌入"] + (0 if cfg.tie_weights else counts["token 嵌入"])
+    return 6 * (cfg.num_parameters - unused) + 12 * cfg.num_layers * cfg.emb_dim * cfg.context_length

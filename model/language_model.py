@@ -9,7 +9,7 @@ from model.config import ModelConfig
 from model.dropout import Dropout
 from model.kv_cache import KVCache
 from model.layer_norm import build_norm
-from model.lora import merged_state_dict
+from model.lora import adapter_state_dict, merge_adapter, merged_state_dict
 from model.position import POSITION_CLASSES
 from model.transform_block import TransformBlock
 
@@ -81,6 +81,16 @@ class LanguageModel(nn.Module):
     def plain_state_dict(self) -> dict:
         """写进模型文件的 state_dict：LoRA 已经合并，名字与没有加过一样。"""
         return merged_state_dict(self)
+
+    def adapter_state_dict(self) -> dict:
+        """LoRA 学到的那一小部分，没有加过就是空的。"""
+        if state := adapter_state_dict(self):
+            state["_extra_state"] |= {"labels": getattr(self, "labels", None), "template": self.template}
+        return state
+
+    def merge_adapter(self, adapter: dict) -> None:
+        """加上另存的适配器；不是给这个模型的就抛出 ValueError。"""
+        merge_adapter(self, adapter)
 
 
 def _init_weights(module: nn.Module) -> None:

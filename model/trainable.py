@@ -4,34 +4,34 @@ from collections.abc import Callable
 
 from torch import nn
 
-from model.lora import add_lora
+from model.lora import LoRAConfig, add_lora
 
 
-def _head(model: nn.Module, rank: int, alpha: float) -> None:
+def _head(model: nn.Module, lora: LoRAConfig) -> None:
     """只训练输出层和最后的归一化：最快，身体学到的东西原样保留。"""
     model.requires_grad_(False)
     for module in (model.final_norm, model.out_head):
         module.requires_grad_(True)
 
 
-def _last_block(model: nn.Module, rank: int, alpha: float) -> None:
+def _last_block(model: nn.Module, lora: LoRAConfig) -> None:
     """再加上最后一个块。"""
-    _head(model, rank, alpha)
+    _head(model, lora)
     model.trf_blocks[-1].requires_grad_(True)
 
 
-def _all(model: nn.Module, rank: int, alpha: float) -> None:
+def _all(model: nn.Module, lora: LoRAConfig) -> None:
     model.requires_grad_(True)
 
 
-def _lora(model: nn.Module, rank: int, alpha: float) -> None:
+def _lora(model: nn.Module, lora: LoRAConfig) -> None:
     """各块的投影用低秩适配器；分类的头是新的，也要训练。"""
-    add_lora(model, rank, alpha)
+    add_lora(model, lora)
     if hasattr(model, "labels"):
         model.out_head.requires_grad_(True)
 
 
-TRAINABLE: dict[str, Callable[[nn.Module, int, float], None]] = {
+TRAINABLE: dict[str, Callable[[nn.Module, LoRAConfig], None]] = {
     "head": _head,
     "last_block": _last_block,
     "all": _all,
@@ -39,6 +39,6 @@ TRAINABLE: dict[str, Callable[[nn.Module, int, float], None]] = {
 }
 
 
-def set_trainable(model: nn.Module, mode: str, rank: int, alpha: float) -> None:
-    """按 TRAINABLE 的名字冻结其余的参数；rank、alpha 只对 lora 有用。"""
-    TRAINABLE[mode](model, rank, alpha)
+def set_trainable(model: nn.Module, mode: str, lora: LoRAConfig) -> None:
+    """按 TRAINABLE 的名字冻结其余的参数；lora 只在 mode 为 lora 时有用。"""
+    TRAINABLE[mode](model, lora)

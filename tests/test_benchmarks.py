@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import data_size, generation, peer, quality, run, scale, tables, train_step, weights
+from benchmarks import data_size, fine_tuning, generation, peer, quality, run, scale, tables, train_step, weights
 from benchmarks.measure import alternate, in_new_process, pooled
 from conftest import ROOT, tiny_config
 from conftest import run as run_program
@@ -187,6 +187,23 @@ def test_training_programs_are_measured_from_the_command_line(tmp_path, corpus_t
     assert trials[0][0].startswith("corpus.txt") and trials[1][0].startswith("other.txt")
     errors = [float(re.match(r"[+-]\d+\.\d+", cell)[0]) for row in formats for cell in row[1:]]
     assert len(errors) == 2 * 3 and max(map(abs, errors)) < 0.5  # 百分之几
+
+
+def test_fine_tuning_is_measured_beside_a_bag_of_words(tmp_path, corpus_text):
+    copy, corpus, data = (tmp_path / name for name in ("README.md", "corpus.txt", "data.csv"))
+    shutil.copy(README, copy)
+    corpus.write_text(corpus_text, encoding="utf-8")
+    lines = [
+        f"{label},{text}{i}" for i in range(60) for label, text in (("好", "春天"), ("好", "晚安"), ("坏", "贷款"))
+    ]
+    data.write_text("label,text\n" + "\n".join(lines), encoding="utf-8")
+    flags = ["finetune", "--quick", "--corpus", corpus, "--labeled", data, "--readme", copy]
+    result = run_program("benchmarks/run.py", *flags, cwd=tmp_path)
+    assert result.code == 0, result.stderr
+    (rows,) = read_tables(result.stdout)
+    assert [row[0] for row in rows] == [*fine_tuning.MODES, fine_tuning.SCRATCH, fine_tuning.BAG_OF_WORDS]
+    assert "“坏”的 F1" in result.stdout and float(rows[-1][1]) == 100 and float(rows[-1][2]) == 1
+    assert all(0 <= float(row[1]) <= 100 and 0 <= float(row[2]) <= 1 for row in rows)
 
 
 def test_plain_baseline_is_a_valid_config():

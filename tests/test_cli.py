@@ -150,3 +150,9 @@ def test_path_and_text_must_not_be_empty():
             cli.file_path(text)
     with pytest.raises(argparse.ArgumentTypeError, match="不能为空"):
         cli.plain_text("")
+
+
+def test_projections_are_the_ones_lora_knows():
+    from model.lora import PROJECTIONS
+
+    assert cli.LORA_PROJECTIONS == tuple(PROJECTIONS)

@@ -11,7 +11,8 @@ import pytest
 from conftest import ROOT
 
 ESSAYS = sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "README.md")
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), *(ROOT.glob("README.md"))]
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *(ROOT.glob("README.md"))]
+WITH_EXAMPLES = [*ESSAYS, ROOT / "docs" / "练习" / "README.md"]
 
 # 一个 python 代码块，以及紧跟着它（中间只隔空行）的 text 代码块
 EXAMPLE = re.compile(r"^```python\n(?P<code>.*?)^```$(?:\s*^```text\n(?P<output>.*?)^```$)?", re.MULTILINE | re.DOTALL)
@@ -57,12 +58,12 @@ def missing_paths(page: Path) -> list[str]:
     return missing + [path for path in absent if f'file_name="{Path(path).name}"' not in downloads]
 
 
-@pytest.mark.parametrize("page", ESSAYS, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: page.stem)
 def test_examples_print_what_the_essay_says(page):
     assert check_examples(page) >= 2
 
 
-@pytest.mark.parametrize("page", ESSAYS, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_quoted_lines_are_in_the_code(page):
     code = "\n".join(path.read_text(encoding="utf-8") for path in (*ROOT.glob("model/*.py"), *ROOT.glob("utils/*.py")))
     quotes = QUOTE.findall(page.read_text(encoding="utf-8"))

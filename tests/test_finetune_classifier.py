@@ -79,6 +79,20 @@ def test_every_way_of_training_gives_a_plain_file(folder, tuned, mode):
     assert run("classify.py", "--model_path", f"{mode}.pth", "--text", "谢谢你", cwd=folder).code == 0
 
 
+def test_small_adapter_and_base_answer_like_the_merged_model(folder, tuned):
+    result = finetune(folder, "--trainable", "lora", "--output_path", "l.pth", "--epochs", 1)
+    assert "适配器：l.pth.lora" in result.stdout
+    assert 3 * (folder / "l.pth.lora").stat().st_size < (folder / "l.pth").stat().st_size
+    apart = ("--model_path", "model.pth", "--adapter_path", "l.pth.lora")
+    answers = {
+        run("classify.py", *flags, cwd=folder, stdin="谢谢\n中奖\n").stdout
+        for flags in (("--model_path", "l.pth"), apart)
+    }
+    assert len(answers) == 1 and "正常（" in answers.pop()
+    refuse(folder, "classify.py", ["--model_path", "l.pth", "--adapter_path", "l.pth.lora"], "l.pth：是分类模型")
+    refuse(folder, "classify.py", ["--model_path", "model.pth", "--adapter_path", "l.pth"], "l.pth：已损坏或不是适配器")
+
+
 def test_frozen_weights_stay_as_they_were(folder, tuned):
     finetune(folder, "--trainable", "head", "--output_path", "frozen.pth", "--epochs", 1)
     base, head = (read_model_file(folder / name).weights for name in ("model.pth", "frozen.pth"))

@@ -73,6 +73,17 @@ def test_lora_gives_a_plain_file(folder, tuned):
     assert read_model_file(folder / "lora.pth").weights.keys() == read_model_file(folder / "model.pth").weights.keys()
 
 
+def test_small_adapter_and_base_answer_like_the_merged_model(folder, tuned):
+    result = finetune(folder, "--trainable", "lora", "--output_path", "l.pth", "--max_steps", 5)
+    assert "适配器：l.pth.lora" in result.stdout
+    ask = ("--instruction", "第一个字", "--input", "悟空")
+    merged = run("chat.py", "--model_path", "l.pth", *ask, cwd=folder)
+    apart = run("chat.py", "--model_path", "model.pth", "--adapter_path", "l.pth.lora", *ask, cwd=folder)
+    assert merged.code == apart.code == 0 and merged.stdout == apart.stdout
+    flags = ["--model_path", "assistant.pth", "--adapter_path", "l.pth.lora"]
+    refuse(folder, "chat.py", flags, "l.pth.lora：适配器是从另一个模型微调来的")
+
+
 def test_interrupted_run_resumes(folder, tuned):
     first = finetune(folder, "--output_path", "again.pth", "--max_steps", 7)
     second = finetune(folder, "--output_path", "again.pth", "--max_steps", 9, "--resume")

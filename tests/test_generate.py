@@ -101,5 +101,62 @@ def test_matching_config_is_accepted(trained):
 def test_help_names_every_flag():
     result = run("generate.py", "--help", cwd=ROOT)
     flags = """config model_path max_new_tokens temperature top_k top_p repetition_penalty prompt num_samples seed
-    device dtype quantize""".split()
+    device dtype quantize check_copy encoding""".split()
     assert result.code == 0 and all(f"--{flag} " in result.stdout for flag in flags)
+
+
+@pytest.fixture
+def memorized(trained, tmp_path):
+    """-> (文件夹, 样文)：corpus.txt 里有模型贪心写出的整段，加上开头。"""
+    sample = generate(trained, "--prompt", "悟空", "--max_new_tokens", 60).stdout.removesuffix("\n")
+    (tmp_path / "corpus.txt").write_text(f"别的话。{sample}。", encoding="utf-8")
+    shutil.copy(trained / "model.pth", tmp_path)
+    return tmp_path, sample
+
+
+def check_copy(folder, *arguments):
+    flags = ("--prompt", "悟空", "--max_new_tokens", 60, "--check_copy", "corpus.txt")
+    return generate(folder, *flags, *arguments).stdout
+
+
+def test_copied_sample_is_marked_without_its_prompt(memorized):
+    folder, sample = memorized
+    written = sample.removeprefix("悟空")
+    output = check_copy(folder)
+    shown = written.replace("\n", "↵")
+    rate = f"原文照抄率 100.0%（{len(written)} / {len(written)} 字，10 字以上与原文相同的才算）"
+    assert output == f"{sample}\n标出照抄：悟空【{written}】\n{rate}，最长的相同 {len(written)} 字：{shown}\n"
+
+
+def test_each_sample_is_checked_in_its_own_encoding(memorized):
+    folder, sample = memorized
+    (folder / "corpus.txt").write_text("与它毫不相干的一篇文字。", encoding="gb18030")
+    output = check_copy(folder, "--encoding", "gb18030", "--num_samples", 2)
+    assert output.count(f"{sample}\n标出照抄：{sample}\n原文照抄率 0.0%（0 / ") == 2
+
+
+def test_dialogue_is_checked_too(memorized):
+    folder, _ = memorized
+    result = generate(folder, "--check_copy", "corpus.txt", stdin="悟空\n八戒\n")
+    assert result.stdout.count("标出照抄：") == result.stdout.count("原文照抄率 ") == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "错误：corpus.txt：找不到数据文件。\n"),
+        (b"", "错误：corpus.txt：没有内容。换一份语料。\n"),
+        ("悟空".encode("gb18030"), "错误：corpus.txt：第 1 字节不是 UTF-8（像 GB18030）。加 --encoding gb18030。\n"),
+    ],
+)
+def test_bad_corpus_to_check_is_one_line(trained, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "corpus.txt").write_bytes(content)
+    flags = ("--model_path", trained / "model.pth", "--prompt", "悟空", "--check_copy", "corpus.txt")
+    result = run("generate.py", *flags, cwd=tmp_path)
+    assert (result.code, result.stdout, result.stderr) == (2, "", message)
+
+
+def test_folder_to_check_is_one_line(trained):
+    result = run("generate.py", "--prompt", "悟空", "--check_copy", ".", cwd=trained)
+    assert result.code == 2 and result.stderr == "错误：.：不是普通文件。这里需要一个数据文件。\n"

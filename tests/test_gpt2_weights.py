@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 
 import pytest
+import safetensors.torch
 import torch
 from gpt2_reference import continue_reference
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -90,10 +92,41 @@ def test_bad_weights_are_one_line(folder, program, content):
     assert result.code == 2 and "bad.safetensors" in result.stderr and result.stderr.count("\n") == 1, result.stderr
 
 
+def test_another_kind_of_model_is_named_as_such(folder):
+    (folder / "bert").mkdir(exist_ok=True)
+    tensors = {"bert.embeddings.word_embeddings.weight": torch.zeros(3, 4)}
+    safetensors.torch.save_file(tensors, folder / "bert" / "model.safetensors")
+    for program, flag in (("generate.py", "--model_path"), ("pretrain.py", "--init_from")):
+        data = ("--data_path", "corpus.txt") if program == "pretrain.py" else ("--prompt", "你好")
+        result = run(program, flag, "bert", *data, cwd=folder)
+        assert result.code == 2 and "model.safetensors：不是 GPT-2 的权重" in result.stderr, result.stderr
+
+
 def test_output_cannot_replace_the_starting_weights(folder):
     weights = folder / "gpt2" / "model.safetensors"
     result = pretrain(folder, "--init_from", "gpt2", "--model_path", weights)
     assert result.code == 2 and "model.safetensors" in result.stderr, result.stderr
+
+
+@pytest.fixture
+def half(folder):
+    """同样的模型，权重是 float16。"""
+    target = folder / "half"
+    shutil.copytree(folder / "gpt2", target, dirs_exist_ok=True)
+    tensors = safetensors.torch.load_file(folder / "gpt2" / "model.safetensors")
+    halves = {name: tensor.half() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(halves, target / "model.safetensors")
+    return target
+
+
+def test_half_precision_weights_are_trained_in_full_precision(folder, half):
+    results = [pretrain(folder, "--init_from", half, "--model_path", "tuned.pth")]
+    for program, data in list(DATA.items())[1:]:
+        flags = ("--data_path", data, "--output_path", f"{program}.pth", "--epochs", 1)
+        results.append(run(program, "--init_from", half, *flags, cwd=folder))
+    assert all(result.code == 0 for result in results), results
+    for name in ("tuned.pth", *(f"{program}.pth" for program in list(DATA)[1:])):
+        assert {tensor.dtype for tensor in read_model_file(folder / name).weights.values()} == {torch.float32}
 
 
 def test_both_fine_tunings_start_from_it(folder):

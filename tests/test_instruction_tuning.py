@@ -53,8 +53,26 @@ def test_control_token_typed_by_a_user_is_text(tokenizer):
 def test_long_sample_is_cut_and_one_without_an_answer_is_left_out(tokenizer):
     records = [conversation(("短", "答" * 90)), conversation(("长" * 90, "答")), conversation(("短", "答"))]
     dataset = InstructionDataset(records, ZH, tokenizer, 40)
-    assert (len(dataset), dataset.num_truncated) == (2, 2)
+    assert (len(dataset), dataset.num_truncated, dataset.num_dropped) == (2, 1, 1)
     assert len(dataset[0][0]) == 40
+
+
+def test_truncated_answer_is_never_exactly_right(tokenizer):
+    class Perfect(torch.nn.Module):
+        """总把目标猜对。"""
+
+        def __init__(self, dataset):
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.zeros(1))
+            self.targets = iter([dataset[index][1].clamp(min=0) for index in range(len(dataset))])
+
+        def forward(self, inputs):
+            return torch.nn.functional.one_hot(next(self.targets), 300)[None].float()
+
+    records = [conversation(("短", "答" * 90), task="长"), conversation(("短", "答"), task="短")]
+    dataset = InstructionDataset(records, ZH, tokenizer, 40)
+    loader = create_loaders(dataset, dataset, TrainingSettings(batch_size=1), 0)[1]
+    assert measure_exact_match(Perfect(dataset), loader) == {"长": (0, 1), "短": (1, 1)}
 
 
 def test_exact_match_equals_greedy_generation(tokenizer):

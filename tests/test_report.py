@@ -52,7 +52,7 @@ def test_start_names_the_device_the_model_the_vocabulary_and_the_corpus(capsys):
     device, model, vocabulary, data = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"设备：(cpu（\d+ 线程）|cuda（.+）|mps)，精度 bfloat16", device)
     assert model == "模型：tiny.json，35,584 个参数，上下文 16 个 token"
-    assert vocabulary.startswith("词表：在训练部分上训练的词表，257 个 token，平均每个 token 0.50 字（GPT-2 词表约 ")
+    assert vocabulary.startswith("词表：自己训练的词表，257 个 token，平均每个 token 0.50 字（GPT-2 词表约 ")
     assert data == "语料：西游.txt，训练 720 字（1,440 token），验证 80 字（160 token）"
 
 

@@ -5,12 +5,13 @@ import pytest
 from conftest import tiny_config
 from model.classifier import Classifier
 from model.language_model import LanguageModel
+from model.lora import LoRAConfig
 from model.trainable import TRAINABLE, set_trainable
 
 
 def trained_names(mode: str, model=None) -> set[str]:
     model = model or Classifier.from_language_model(LanguageModel(tiny_config()), ["a", "b"])
-    set_trainable(model, mode, rank=2, alpha=4.0)
+    set_trainable(model, mode, LoRAConfig(2, 4.0))
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 

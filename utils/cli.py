@@ -105,6 +105,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+LORA_PROJECTIONS = ("all", "attention", "feed_forward")  # 与 model/lora.py 的 PROJECTIONS 相同；那边要载入 torch
 DEVICES = "auto | cpu | cuda | mps"
 DTYPES = "auto | float32 | bfloat16"
 device_name = one_of(*DEVICES.split(" | "))
@@ -147,3 +148,5 @@ def add_finetuning_arguments(parser: ArgumentParser, data_path: str, output_path
     )
     add("--lora_rank", type=positive_int, default=8, help="低秩适配器的秩，只对 lora 有用（默认 %(default)s）")
     add("--lora_alpha", type=positive_float, default=16.0, help="适配器的缩放，输出乘 alpha/rank（默认 %(default)s）")
+    where = f"给哪些投影加适配器：{' | '.join(LORA_PROJECTIONS)}（默认 %(default)s）"
+    add("--lora_projections", type=one_of(*LORA_PROJECTIONS), default="all", help=where)

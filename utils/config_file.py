@@ -29,8 +29,18 @@ class ConfigFile:
 
 def read_config(path: Path, build_model_config: Callable[[dict], Any]) -> ConfigFile:
     """读出并检查配置文件；任何问题都抛出写明文件和字段的 UserError。"""
+    return build_config(read_values(path), path, build_model_config)
+
+
+def read_values(path: Path) -> dict:
+    """读出配置文件里的各个字段，还未检查。"""
     available = "、".join(sorted(item.name for item in CONFIGS_DIR.glob("*.json")))
-    values = _parse_json(read_input_file(path, "配置文件", f"configs/ 下可用：{available}。"), path)
+    return _parse_json(read_input_file(path, "配置文件", f"configs/ 下可用：{available}。"), path)
+
+
+def build_config(values: dict, path: Path, build_model_config: Callable[[dict], Any]) -> ConfigFile:
+    """检查各个字段；path 是出错时的称呼。"""
+    values = dict(values)
     training = values.pop("training", {})
     tokenizer = values.pop("tokenizer", {"type": "gpt2"})
     if not isinstance(training, dict):

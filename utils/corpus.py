@@ -72,6 +72,12 @@ class Corpus:
         num_tokens = len(self.train_ids) + len(self.validate_ids)
         return (self.train_characters + self.validate_characters) / num_tokens
 
+    def check_vocab_size(self, vocab_size: int, config_path: Path) -> None:
+        """模型的词表要放得下分词器的。"""
+        if vocab_size < self.tokenizer.vocab_size:
+            reason = f"vocab_size={vocab_size} 小于分词器词表 {self.tokenizer.vocab_size}"
+            raise UserError(config_path, reason, "把 vocab_size 改成分词器词表的大小。")
+
     def create_loaders(self, context_length: int, settings: TrainingSettings) -> tuple[DataLoader, DataLoader]:
         """-> (训练, 验证)；训练每轮错开并打乱，验证按原文顺序、窗口不重叠、一个不丢。"""
         release = self.tokens.release

@@ -140,8 +140,8 @@ def _free_bytes(path: Path) -> int:
 
 
 def megabytes(num_bytes: int) -> str:
-    """给人看的大小。"""
-    return f"{num_bytes / 1e6:,.1f} MB"
+    """给人看的大小；不到 1 MB 的以 KB 计。"""
+    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:,.0f} KB"
 
 
 class _CheckedWriter(io.RawIOBase):

@@ -18,7 +18,7 @@ from utils.checkpoint import ModelFile, load_state, model_file_of
 from utils.errors import UserError
 from utils.hugging_face_config import CONFIG_NAME, PREFIX, read_settings, recognize_config, with_plain_names
 from utils.hugging_face_tokenizer import read_tokenizer
-from utils.weights_file import LENGTH_BYTES, check_weights_file, find_weights_file, is_safetensors
+from utils.weights_file import HUGGING_FACE_NAMES, LENGTH_BYTES, check_weights_file, find_weights_file, is_safetensors
 
 QKV = ("W_query", "W_key", "W_value")
 OUTSIDE = {"tok_emb": "wte", "position.pos_emb": "wpe", "final_norm": "ln_f", "out_head": "lm_head"}
@@ -45,6 +45,8 @@ def open_weights_file(path: Path) -> ModelFile:
     state = _load_tensors(path)
     state = state.get("model", state)  # 也可以是续练用的检查点
     if not isinstance(state, dict) or not is_hugging_face(state):
+        if path.name in HUGGING_FACE_NAMES or is_safetensors(path):
+            raise UserError(path, "不是 GPT-2 的权重", "只能读取 GPT-2 的结构，和自己训练的模型。")
         return model_file_of(path, state)
     weights = model_file_of(path, with_plain_names(state)).weights
     settings = read_settings(path.parent / CONFIG_NAME)

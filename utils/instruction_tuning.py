@@ -39,14 +39,17 @@ class InstructionDataset(Dataset):
     """
 
     def __init__(self, records: list[Conversation], template: Template, tokenizer: Tokenizer, context_length: int):
-        self.samples, self.tasks, self.num_truncated = [], [], 0
+        self.samples, self.tasks, self.is_whole = [], [], []
         for record in records:
             token_ids, is_answer = encode_turns(record.turns, template, tokenizer)
-            self.num_truncated += len(token_ids) > context_length + 1
+            is_whole = len(token_ids) <= context_length + 1
             token_ids, is_answer = token_ids[: context_length + 1], is_answer[: context_length + 1]
             if any(is_answer):
                 self.samples.append((torch.tensor(token_ids), torch.tensor(is_answer)))
                 self.tasks.append(record.task)
+                self.is_whole.append(is_whole)
+        self.num_dropped = len(records) - len(self)
+        self.num_truncated = self.is_whole.count(False)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -84,7 +87,7 @@ def measure_exact_match(
             matches = (model(inputs).argmax(dim=-1) == targets) | (targets == IGNORE_INDEX)
             is_right += matches.all(dim=1).tolist()
     counts = defaultdict(lambda: [0, 0])
-    for task, right in zip(loader.dataset.tasks, is_right, strict=True):
-        counts[task][0] += right
+    for task, right, is_whole in zip(loader.dataset.tasks, is_right, loader.dataset.is_whole, strict=True):
+        counts[task][0] += right and is_whole  # 截去了末尾的，不算答得完全
         counts[task][1] += 1
     return {task: tuple(count) for task, count in counts.items()}

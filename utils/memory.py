@@ -1,8 +1,11 @@
-"""训练要用多少内存：开始之前就算出来，装不下的不必试。"""
+"""训练要用多少内存：开始之前就算出来，装不下的不必试；实际用了多少，看进程的最高点。"""
 
 import contextlib
 import ctypes
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc 的 malloc.h 里的编号
 BYTES_PER_PARAMETER = 16  # float32 的权重 4、梯度 4、AdamW 的两个动量 8
@@ -25,8 +28,13 @@ def keep_freed_memory() -> None:
 
 def estimate_generation_bytes(cfg: Any, num_parameters: int, bytes_per_weight: int = 4) -> int:
     """生成时的内存（字节）：权重，以及 float32 的 KV 缓存、RoPE 的正弦和余弦。"""
-    cached = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim + 2 * cfg.head_dim
-    return bytes_per_weight * num_parameters + 4 * cfg.context_length * cached
+    rope = 4 * 2 * cfg.head_dim
+    return bytes_per_weight * num_parameters + cfg.context_length * (cache_bytes_per_token(cfg) + rope)
+
+
+def cache_bytes_per_token(cfg: Any) -> int:
+    """KV 缓存里一个 token 占的字节：每层一个键、一个值，float32。"""
+    return 4 * 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim
 
 
 def estimate_training_bytes(cfg: Any, num_parameters: int, batch_size: int, device_type: str = "cuda") -> int:
@@ -57,3 +65,15 @@ def largest_batch_size(cfg: Any, num_parameters: int, device_type: str, availabl
     fixed = num_parameters * BYTES_PER_PARAMETER
     per_sample = estimate_training_bytes(cfg, num_parameters, 1, device_type) - fixed
     return max(0, (available - fixed) // per_sample)
+
+
+def peak_bytes(pid: int) -> int:
+    """进程至今占用内存的最高点；进程已经结束则为 0。macOS 不记别的进程的最高点，得到的是此刻的，要多看几次。"""
+    status = Path(f"/proc/{pid}/status")
+    try:
+        if status.exists():  # Linux 的 ru_maxrss 从父进程的峰值算起，VmHWM 只算自己的
+            return int(status.read_text(encoding="utf-8", errors="replace").split("VmHWM:")[1].split()[0]) * 1024
+        info = psutil.Process(pid).memory_info()
+        return getattr(info, "peak_wset", info.rss)  # 前一个只有 Windows 有
+    except (OSError, IndexError, psutil.Error):
+        return 0

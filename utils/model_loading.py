@@ -58,6 +58,17 @@ def load_model(
     return build_model(lambda: make_model(cfg), file, config_name), tokenizer
 
 
+def load_to_train(
+    path: Path,
+    read_config: Callable[[dict], Any],
+    make_model: Callable[[Any], nn.Module],
+    config: ConfigFile | None = None,
+) -> tuple[nn.Module, Tokenizer]:
+    """接着训练或微调的起点（path 已经过 check_weights_file）：同 load_model，权重一律变成 float32。"""
+    model, tokenizer = load_model(open_language_model(path), read_config, make_model, config)
+    return model.float(), tokenizer
+
+
 def move_model(model: nn.Module, device: torch.device, number_format: str) -> nn.Module:
     """把模型搬到设备上，换成要用的数的格式。CPU 上只换线性层的权重；auto 挑这台机器上最快的，别的设备用 float32。"""
     if device.type != "cpu":

@@ -1,10 +1,31 @@
-"""画图。图上的文字用英文：很多电脑上的 matplotlib 没有中文字体。"""
+"""画图。图上的文字用英文：不是每台电脑都有 matplotlib 找得到的中文字体。"""
 
 from pathlib import Path
 from typing import Any
 
 from utils.files import write_atomically
 from utils.train_utils import Evaluation
+
+# 各系统自带的中文字体，前面的优先
+CHINESE_FONTS = (
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "Heiti SC",
+    "Microsoft YaHei",
+    "SimHei",
+    "Noto Sans CJK SC",
+    "Source Han Sans SC",
+    "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei",
+)
+
+
+def find_chinese_font() -> str | None:
+    """这台电脑上 matplotlib 能用的中文字体；没有就是 None。"""
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    return next((name for name in CHINESE_FONTS if name in installed), None)
 
 
 def plot_losses(records: list[Evaluation], path: Path, keep_old: bool = False) -> Path | None:

@@ -1,6 +1,7 @@
 """预训练开始前和结束后对用户说的话。"""
 
 import math
+import re
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from utils.training_run import format_duration
 LONG_SECONDS = 3600.0
 QUICK_CONFIG = "configs/pocket_config_3M.json"
 SAMPLE_TOKENS = 100
+RESULT_LINE = re.compile(r"validate loss \S+ \(Step (?P<step>\d+)\), (?P<nats>\S+) nats/char, (?P<bits>\S+) bits/byte")
 
 
 def print_start(trainer: Trainer, corpus: Corpus, config_path: Path, dtype: torch.dtype) -> None:
@@ -40,7 +42,7 @@ def _describe_vocabulary(corpus: Corpus) -> str:
     if corpus.tokenizer.kind == "gpt2":
         return f"GPT-2 词表，{text}"
     gpt2 = len(corpus.excerpt) / len(load_gpt2_tokenizer().encode(corpus.excerpt))
-    return f"在训练部分上训练的词表，{text}（GPT-2 词表约 {gpt2:.2f}）"
+    return f"自己训练的词表，{text}（GPT-2 词表约 {gpt2:.2f}）"
 
 
 def print_plan(trainer: Trainer, budget: Budget) -> None:

@@ -9,9 +9,10 @@ from torch.utils.data import DataLoader
 from utils.checkpoint import load_weights, read_model_file
 from utils.classification import ClassificationDataset, Metrics, measure
 from utils.console import say
-from utils.device import describe_device
 from utils.files import write_atomically
 from utils.labeled_text import Split
+from utils.plotting import find_chinese_font
+from utils.report_finetuning import print_model, print_use
 from utils.run_files import RunFiles
 from utils.train_utils import Trainer
 
@@ -21,10 +22,7 @@ def print_start(
 ) -> None:
     """训练之前：设备、训练哪些参数、数据怎样分。"""
     model = trainer.model
-    total = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    say(f"设备：{describe_device(trainer.device)}，精度 {str(dtype).removeprefix('torch.')}")
-    say(f"模型：{args.model_path}，{total:,} 个参数，训练其中 {trained:,} 个（{args.trainable}）")
+    print_model(trainer, args, dtype)
     say(f"数据：{args.data_path}，训练 {len(split.train):,}、验证 {len(split.validate):,}、测试 {len(split.test):,} 条")
     counts = [f"{label} {sum(record.label == label for record in split.train):,}" for label in model.labels]
     say(f"标签：{'、'.join(counts)}（训练部分）")
@@ -32,7 +30,7 @@ def print_start(
         say(f"有 {truncated:,} 条超过上下文长度 {model.cfg.context_length}，只用开头")
 
 
-def print_result(trainer: Trainer, test_loader: DataLoader, files: RunFiles) -> None:
+def print_result(trainer: Trainer, test_loader: DataLoader, files: RunFiles, args: argparse.Namespace) -> None:
     """训练之后：所保存的权重在测试部分上的各项，混淆矩阵另画成图。"""
     model = trainer.model
     if files.kept.step != trainer.step:  # 内存里是最后的权重，文件里是最好的
@@ -44,12 +42,22 @@ def print_result(trainer: Trainer, test_loader: DataLoader, files: RunFiles) -> 
     backup = draw_confusion(metrics, picture)
     if backup:
         say(f"已有的 {picture} 保留为 {backup.name}")
+    names = picture_names(metrics.labels)
+    if names != metrics.labels:
+        numbered = "、".join(f"{name} 是 {label}" for name, label in zip(names, metrics.labels, strict=True))
+        say(f"图上没有中文字体可用：{numbered}")
     say(f"分类模型：{files.model}；曲线：{files.curve}；混淆矩阵：{picture}；日志：{files.log}")
-    say(f"现在可以问它：python classify.py --model_path {files.model}")
+    print_use(files, args, "classify.py")
+
+
+def picture_names(labels: list[str]) -> list[str]:
+    """标签在图上的名字：没有中文字体时，不是 ASCII 的写成编号。"""
+    has_font = find_chinese_font() is not None
+    return [label if has_font or label.isascii() else f"#{index}" for index, label in enumerate(labels)]
 
 
 def draw_confusion(metrics: Metrics, path: Path) -> Path | None:
-    """混淆矩阵画成 PNG；图上写标签的编号，很多电脑的 matplotlib 没有中文字体。返回旧图的备份。"""
+    """混淆矩阵画成 PNG，名字见 picture_names。返回旧图的备份。"""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -60,10 +68,10 @@ def draw_confusion(metrics: Metrics, path: Path) -> Path | None:
     axes = figure.subplots()
     shares = metrics.confusion / metrics.confusion.sum(dim=1, keepdim=True).clamp(min=1)
     axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
-    names = [label if label.isascii() else f"#{index}" for index, label in enumerate(metrics.labels)]
+    names, font = picture_names(metrics.labels), find_chinese_font()
     axes.set(xlabel="predicted", ylabel="actual", title=f"accuracy {metrics.accuracy:.1%}")
-    axes.set_xticks(range(count), names)
-    axes.set_yticks(range(count), names)
+    axes.set_xticks(range(count), names, fontfamily=font)
+    axes.set_yticks(range(count), names, fontfamily=font)
     for row in range(count):
         for column in range(count):
             color = "white" if shares[row, column] > 0.5 else "black"

@@ -6,8 +6,8 @@ import torch
 
 from utils.checkpoint import load_weights, read_model_file
 from utils.console import say
-from utils.device import describe_device
 from utils.instruction_tuning import InstructionDataset, measure_exact_match
+from utils.report_finetuning import print_model, print_use
 from utils.run_files import RunFiles
 from utils.train_utils import Trainer
 
@@ -19,18 +19,16 @@ def print_start(
 ) -> None:
     """训练之前：设备、训练哪些参数、数据怎样分。"""
     model = trainer.model
-    total = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    say(f"设备：{describe_device(trainer.device)}，精度 {str(dtype).removeprefix('torch.')}")
-    say(
-        f"模型：{args.model_path}，{total:,} 个参数，训练其中 {trained:,} 个（{args.trainable}），模板 {model.template}"
-    )
-    say(f"数据：{args.data_path}，训练 {len(parts[0]):,} 条，留出 {len(parts[1]):,} 条")
+    print_model(trainer, args, dtype)
+    say(f"数据：{args.data_path}，模板 {model.template}，训练 {len(parts[0]):,} 条，留出 {len(parts[1]):,} 条")
+    length = model.cfg.context_length
     if truncated := sum(part.num_truncated for part in parts):
-        say(f"有 {truncated:,} 条超过上下文长度 {model.cfg.context_length}，截去了末尾")
+        say(f"有 {truncated:,} 条超过上下文长度 {length}，截去了末尾")
+    if dropped := sum(part.num_dropped for part in parts):
+        say(f"另有 {dropped:,} 条的回答在 {length} 个 token 之外，没有用上；换上下文更长的模型才学得到")
 
 
-def print_result(trainer: Trainer, before: Counts, files: RunFiles) -> None:
+def print_result(trainer: Trainer, before: Counts, files: RunFiles, args: argparse.Namespace) -> None:
     """训练之后：所保存的权重在留出部分上完全答对的比例，逐类与训练之前相比。"""
     if files.kept.step != trainer.step:  # 内存里是最后的权重，文件里是最好的
         load_weights(trainer.model, read_model_file(files.model), files.model)
@@ -42,4 +40,4 @@ def print_result(trainer: Trainer, before: Counts, files: RunFiles) -> None:
     (old, total), (new, _) = (tuple(map(sum, zip(*counts.values(), strict=True))) for counts in (before, after))
     say(f"合计 {old / total:.1%} → {new / total:.1%}（{total:,}），第 {files.kept.step} 步的权重")
     say(f"会答话的模型：{files.model}；曲线：{files.curve}；日志：{files.log}")
-    say(f"现在可以问它：python chat.py --model_path {files.model}")
+    print_use(files, args, "chat.py")

@@ -1,4 +1,4 @@
-"""一次训练写出的权重、日志和损失曲线。"""
+"""一次训练写出的权重、适配器、日志和损失曲线。"""
 
 import contextlib
 import json
@@ -6,10 +6,11 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from utils.adapter import save_adapter
 from utils.checkpoint import read_model_file, save_model
 from utils.console import hint
 from utils.errors import UserError
-from utils.files import link_backup, list_backups, remove_leftovers, write_atomically
+from utils.files import keep_backup, link_backup, list_backups, remove_leftovers, write_atomically
 from utils.plotting import plot_losses
 from utils.train_utils import Evaluation, Trainer
 
@@ -27,15 +28,23 @@ class RunFiles:
 
     def __init__(self, model_path: Path):
         self.model = model_path
+        self.adapter = model_path.with_name(model_path.name + ".lora")  # 只在用 LoRA 时写
         self.log = model_path.with_name(model_path.name + ".log.jsonl")
         self.curve = model_path.with_name(model_path.name + ".loss.png")
         self.records: list[Evaluation] = []
         self.kept: Kept | None = None
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return self.model, self.adapter, self.log, self.curve
+
     def back_up_old_results(self) -> None:
-        """从头训练，写第一个文件之前：同名的旧文件各添一个备份的名字，之后写的便可以直接顶替。"""
-        for path in (self.model, self.log, self.curve):
-            if backup := link_backup(path):
+        """从头训练，写第一个文件之前：同名的旧文件各添一个备份的名字，之后写的便可以直接顶替。
+
+        适配器不一定再写，所以改名，免得旧的留在新的模型旁边。
+        """
+        for path in self.paths:
+            if backup := keep_backup(path) if path == self.adapter else link_backup(path):
                 hint(f"已有的 {path} 保留为 {backup.name}")
 
     def continue_run(self, records: list[Evaluation]) -> None:
@@ -50,6 +59,7 @@ class RunFiles:
     def save_model(self, trainer: Trainer, validate_loss: float | None) -> None:
         origin = {"step": trainer.step, "validate_loss": validate_loss}
         save_model(self.model, trainer.model, origin=origin)
+        save_adapter(self.adapter, trainer.model)
         self.kept = Kept(trainer.step, validate_loss)
 
     def add_record(self, record: Evaluation) -> None:
@@ -63,5 +73,5 @@ class RunFiles:
 
     def remove_leftovers(self) -> None:
         """删去上次被杀死时没来得及删的临时文件。"""
-        names = "|".join(re.escape(path.name) for path in (self.model, self.log, self.curve))
+        names = "|".join(re.escape(path.name) for path in self.paths)
         remove_leftovers(self.model.parent, names)

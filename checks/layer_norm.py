@@ -1,0 +1,147 @@
+"""检查 model/layer_norm.py：参照是 F.layer_norm 和 F.rms_norm。"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from checks.building import Tensors, install, random_inputs
+from checks.comparison import Check, Suspect
+from model.layer_norm import LayerNorm, RMSNorm, layer_norm_by_definition, rms_norm_by_definition
+
+USES = ()
+EPS = 1e-5  # GPT-2 的取值；不从 model/ 引用，那边改错了才看得出来
+DIM = 16
+SCALES = (1.0, 0.01, 3.0)  # 有一行的方差只有 1e-4，eps 写错一点也显出来
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.layer_norm(x, weight.shape, weight, bias, EPS)
+
+
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    return F.rms_norm(x, weight.shape, weight, EPS)
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """照公式写的归一化，每一步都可以改错；centers 只减分子，LayerNorm 的方差总是对均值算的。"""
+
+    centers: bool
+    about_mean: bool
+    axis: int | tuple[int, ...] = -1
+    divisor: int = 0  # 方差除以 n - divisor
+    sums: bool = False  # 忘了除以 n
+    eps: float = EPS
+    eps_outside: bool = False  # ε 加在根号外面
+    power: float = 0.5  # 0.5 是开平方
+    scales: bool = True
+    shifts: bool = True
+    shifts_first: bool = False
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        mean = x.mean(dim=self.axis, keepdim=True)
+        deviation = x - mean if self.about_mean else x
+        count = x.numel() // mean.numel()
+        variance = deviation.square().sum(dim=self.axis, keepdim=True) / (1 if self.sums else count - self.divisor)
+        scale = variance**self.power + self.eps if self.eps_outside else (variance + self.eps) ** self.power
+        y = (x - mean if self.centers else x) / scale
+        if self.shifts_first and bias is not None:
+            return (y + bias) * weight
+        y = y * weight if self.scales else y
+        return y + bias if self.shifts and bias is not None else y
+
+
+SHARED = [
+    *(Suspect("eps 不对：应为 1e-5", {"eps": eps}) for eps in (0.0, 1e-12, 1e-8, 1e-6, 1e-4, 1e-3)),
+    Suspect("eps 的位置不对：应加在根号里面", {"eps_outside": True}),
+    Suspect("归一化的轴不对：应为最后一维 dim=-1", {"axis": -2}),
+    Suspect("归一化的轴不对：应为最后一维 dim=-1", {"axis": 0}),
+    Suspect("归一化的轴不对：每个 token 应单独归一化", {"axis": (0, 1, 2)}),
+    Suspect("没有开平方：除以的是方差", {"power": 1.0}),
+    Suspect("没有除以标准差", {"power": 0.0}),
+    Suspect("没有乘缩放 γ（weight）", {"scales": False}),
+]
+LAYER_NORM_SUSPECTS = [
+    *SHARED,
+    Suspect("用了无偏方差：应除以 n，不是 n-1，即 unbiased=False", {"divisor": 1}),
+    Suspect("没有减去均值", {"centers": False}),
+    Suspect("方差没有减去均值：算成了 E[x²]", {"about_mean": False}),
+    Suspect("没有减去均值：算成了 RMSNorm", {"centers": False, "about_mean": False}),
+    Suspect("没有加偏置 β（bias）", {"shifts": False}),
+    Suspect("次序不对：应先乘 γ 再加 β", {"shifts_first": True}),
+]
+RMS_NORM_SUSPECTS = [
+    *SHARED,
+    Suspect("多减了均值：RMSNorm 不减均值", {"centers": True}),
+    Suspect("多减了均值：算成了 LayerNorm", {"centers": True, "about_mean": True}),
+    Suspect("应取平均，写成了求和", {"sums": True}),
+]
+
+
+def _inputs(*names: str) -> Tensors:
+    tensors = random_inputs(x=(3, 5, DIM), **{name: (DIM,) for name in names})
+    x = tensors["x"].detach() * torch.tensor(SCALES).view(3, 1, 1) + torch.tensor([0.5, 0.005, 1.0]).view(3, 1, 1)
+    return {**tensors, "x": x.requires_grad_()}
+
+
+def _parameters(inputs: Tensors) -> Tensors:
+    return {name: tensor for name, tensor in inputs.items() if name != "x"}
+
+
+def _build(correct, centers: bool):
+    """不改动时是 torch 的内核，改动时是照公式写的那一个。"""
+
+    def build_reference(**changes):
+        function = Normalize(**{"centers": centers, "about_mean": centers} | changes) if changes else correct
+        return lambda inputs: function(*inputs.values())
+
+    return build_reference
+
+
+def _layer_norm_inputs() -> Tensors:
+    return _inputs("weight", "bias")
+
+
+def _rms_norm_inputs() -> Tensors:
+    return _inputs("weight")
+
+
+CHECKS = [
+    Check(
+        "layer_norm_by_definition",
+        _layer_norm_inputs,
+        lambda inputs: layer_norm_by_definition(*inputs.values()),
+        _build(layer_norm, centers=True),
+        LAYER_NORM_SUSPECTS,
+    ),
+    Check(
+        "LayerNorm",
+        _layer_norm_inputs,
+        lambda inputs: install(LayerNorm(DIM), _parameters(inputs))(inputs["x"]),
+        _build(layer_norm, centers=True),
+        LAYER_NORM_SUSPECTS,
+    ),
+    Check(
+        "LayerNorm，bias=False",
+        _rms_norm_inputs,
+        lambda inputs: install(LayerNorm(DIM, bias=False), _parameters(inputs))(inputs["x"]),
+        _build(lambda x, weight: layer_norm(x, weight, None), centers=True),
+        [suspect for suspect in LAYER_NORM_SUSPECTS if not any(key.startswith("shifts") for key in suspect.changes)],
+    ),
+    Check(
+        "rms_norm_by_definition",
+        _rms_norm_inputs,
+        lambda inputs: rms_norm_by_definition(*inputs.values()),
+        _build(rms_norm, centers=False),
+        RMS_NORM_SUSPECTS,
+    ),
+    Check(
+        "RMSNorm",
+        _rms_norm_inputs,
+        lambda inputs: install(RMSNorm(DIM), _parameters(inputs))(inputs["x"]),
+        _build(rms_norm, centers=False),
+        RMS_NORM_SUSPECTS,
+    ),
+]

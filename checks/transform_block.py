@@ -1,0 +1,153 @@
+"""检查 model/transform_block.py：参照由 F.layer_norm、多头注意力和前馈网络的参照拼成。"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from checks import attention, feed_forward
+from checks.attention import Heads, changes_every_time
+from checks.building import Tensors, install, random_inputs, tiny_config
+from checks.comparison import Check, Suspect, fact_check
+from checks.layer_norm import layer_norm, rms_norm
+from checks.position import Stub
+from model.config import ModelConfig
+from model.transform_block import TransformBlock
+
+USES = ("layer_norm", "attention", "feed_forward", "dropout")
+# 配置里的激活函数 -> 前馈网络的参照；参数名都接在 ff. 之后
+FEED_FORWARDS = {
+    "gelu": feed_forward.Plain(feed_forward.gelu),
+    "relu2": feed_forward.Plain(feed_forward.squared_relu),
+    "swiglu": feed_forward.Gated(),
+}
+
+
+def under(inputs: Tensors, prefix: str) -> Tensors:
+    """名字以 prefix 开头的那些，去掉开头。"""
+    return {name.removeprefix(prefix): tensor for name, tensor in inputs.items() if name.startswith(prefix)}
+
+
+def normalize(cfg: ModelConfig, x: Tensor, parameters: Tensors) -> Tensor:
+    """按配置归一化。"""
+    if cfg.norm == "rms_norm":
+        return rms_norm(x, parameters["weight"])
+    return layer_norm(x, parameters["weight"], parameters.get("bias"))
+
+
+@dataclass(frozen=True)
+class Block:
+    """先归一化的残差块；每一步都可以改错。inputs 里有 x 和各参数。"""
+
+    cfg: ModelConfig
+    pieces: tuple[int, ...] | None = None
+    keeps_past: bool = True
+    residuals: tuple[bool, bool] = (True, True)  # 两次相加
+    norms: tuple[str, str] = ("norm1", "norm2")  # 两个子层用哪个归一化；空表示不用
+    placement: str = "pre"  # pre 先归一化；post 相加之后归一化；keep 把归一化后的当作 x
+    order: tuple[str, str] = ("attn", "ff")
+    parallel: bool = False  # 两个子层都读最初的 x
+
+    def __call__(self, inputs: Tensors) -> Tensor:
+        x = start = inputs["x"]
+        for name, norm, residual in zip(self.order, self.norms, self.residuals, strict=True):
+            source = start if self.parallel else x
+            if self.placement == "post":
+                x = self._normalize(inputs, norm, x + self._sublayer(inputs, name, source))
+                continue
+            normed = self._normalize(inputs, norm, source)
+            update = self._sublayer(inputs, name, normed)
+            base = normed if self.placement == "keep" else x
+            x = base + update if residual else update
+        return x
+
+    def _normalize(self, inputs: Tensors, norm: str, x: Tensor) -> Tensor:
+        return normalize(self.cfg, x, under(inputs, f"{norm}.")) if norm else x
+
+    def _sublayer(self, inputs: Tensors, name: str, x: Tensor) -> Tensor:
+        parameters = {**under(inputs, f"{name}."), "x": x}
+        if name == "attn":
+            return Heads(self.cfg, pieces=self.pieces, keeps_past=self.keeps_past)(parameters)
+        return FEED_FORWARDS[self.cfg.activation](parameters) if name == "ff" else torch.zeros_like(x)
+
+
+SUSPECTS = [
+    Suspect("残差漏加：注意力那一次", {"residuals": (False, True)}),
+    Suspect("残差漏加：前馈网络那一次", {"residuals": (True, False)}),
+    Suspect("残差漏加：两次都漏了", {"residuals": (False, False)}),
+    Suspect("先归一化变成了后归一化：应为 x + f(norm(x))", {"placement": "post"}),
+    Suspect("残差加错了：加的是归一化之后的 x，应为原来的 x", {"placement": "keep"}),
+    Suspect("漏了 norm1：注意力之前没有归一化", {"norms": ("", "norm2")}),
+    Suspect("漏了 norm2：前馈网络之前没有归一化", {"norms": ("norm1", "")}),
+    Suspect("norm1 用了两次，前馈网络应当用 norm2", {"norms": ("norm1", "norm1")}),
+    Suspect("norm2 用了两次，注意力应当用 norm1", {"norms": ("norm2", "norm2")}),
+    Suspect("norm1 与 norm2 用反了", {"norms": ("norm2", "norm1")}),
+    Suspect("次序反了：应先注意力，后前馈网络", {"order": ("ff", "attn"), "norms": ("norm2", "norm1")}),
+    Suspect("漏了注意力", {"order": ("", "ff")}),
+    Suspect("漏了前馈网络", {"order": ("attn", "")}),
+    Suspect("前馈网络读的是最初的 x，应当读加过注意力的 x", {"parallel": True}),
+]
+
+
+def norm_shapes(cfg: ModelConfig, name: str) -> dict[str, tuple[int, ...]]:
+    names = ("weight", "bias") if cfg.norm == "layer_norm" and cfg.bias else ("weight",)
+    return {f"{name}.{kind}": (cfg.emb_dim,) for kind in names}
+
+
+def parameter_shapes(cfg: ModelConfig, prefix: str = "") -> dict[str, tuple[int, ...]]:
+    """一个块的参数。"""
+    layers = feed_forward.parameter_shapes(cfg)
+    return {
+        **norm_shapes(cfg, f"{prefix}norm1"),
+        **attention.parameter_shapes(cfg, f"{prefix}attn."),
+        **norm_shapes(cfg, f"{prefix}norm2"),
+        **{f"{prefix}ff.{name}": shape for name, shape in layers.items()},
+    }
+
+
+def _check(name: str, cfg: ModelConfig) -> Check:
+    def ours(inputs: Tensors) -> Tensor:
+        parameters = {key: tensor for key, tensor in inputs.items() if key != "x"}
+        block = install(TransformBlock(cfg, layer=0), parameters)
+        return block(inputs["x"] * 1.0, Stub(cfg.position == "rope"))  # 乘 1 才不是叶子，允许原地相加
+
+    return Check(
+        name,
+        lambda: random_inputs(x=(2, 7, cfg.emb_dim), **parameter_shapes(cfg)),
+        ours,
+        lambda **changes: Block(cfg, **changes),
+        SUSPECTS,
+    )
+
+
+def _modes() -> dict[str, float]:
+    """把一个子层的参数清零，它就什么也不加，剩下的是另一个子层的 dropout。"""
+    found = {}
+    for name, silent in (("注意力", "ff"), ("前馈网络", "attn")):
+        block = TransformBlock(tiny_config(drop_rate=0.5), layer=0)
+        block.attn.drop_rate = 0.0  # 只看块自己的 dropout
+        for parameter in getattr(block, silent).parameters():
+            nn.init.zeros_(parameter)
+        arguments = torch.randn(1, 9, 32), Stub(rotates=False)
+        found[f"{name}之后训练时丢弃"] = changes_every_time(block.train(), *arguments)
+        found[f"{name}之后评估时丢弃"] = changes_every_time(block.eval(), *arguments)
+    return found
+
+
+MODES = {f"{name}之后{mode}时丢弃": mode == "训练" for name in ("注意力", "前馈网络") for mode in ("训练", "评估")}
+MODE_SUSPECTS = [
+    Suspect("注意力之后漏了 dropout", {"注意力之后训练时丢弃": 0}),
+    Suspect("前馈网络之后漏了 dropout", {"前馈网络之后训练时丢弃": 0}),
+    Suspect("两个子层之后都漏了 dropout", {name: 0 for name in MODES if "训练" in name}),
+    Suspect("评估时还在丢：没有看 self.training", {name: 1 for name in MODES if "评估" in name}),
+    Suspect("训练和评估弄反了", {name: not value for name, value in MODES.items()}),
+]
+
+
+CHECKS = [
+    _check("GPT-2 的块", tiny_config()),
+    _check(
+        "RoPE、RMSNorm、SwiGLU 的块", tiny_config(position="rope", norm="rms_norm", activation="swiglu", hidden_dim=48)
+    ),
+    fact_check("训练时丢，评估时不丢", _modes, MODES, MODE_SUSPECTS, 0.1),
+]

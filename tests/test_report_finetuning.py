@@ -1,0 +1,73 @@
+"""两种微调训练前后说的话：utils/report_finetuning.py、report_classifier.py、report_instruction.py。"""
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+from test_training_run import make_trainer
+
+from utils import report_classifier, report_instruction
+from utils.classification import Metrics
+from utils.plotting import find_chinese_font
+from utils.report_finetuning import print_model, print_use
+from utils.run_files import Kept, RunFiles
+
+LABELS = ["垃圾", "ok"]
+
+
+def arguments(**changes) -> argparse.Namespace:
+    return argparse.Namespace(**{"model_path": Path("m.pth"), "trainable": "all", **changes})
+
+
+def test_trained_parameters_are_counted(capsys):
+    trainer = make_trainer()
+    trainer.model.requires_grad_(False)
+    trainer.model.final_norm.requires_grad_(True)
+    total = sum(parameter.numel() for parameter in trainer.model.parameters())
+    print_model(trainer, arguments(trainable="head"), torch.bfloat16)
+    lines = capsys.readouterr().out.splitlines()
+    assert "精度 bfloat16" in lines[0]
+    assert lines[1] == f"模型：m.pth，{total:,} 个参数，训练其中 64 个（head）"
+
+
+@pytest.mark.parametrize("trainable", ["all", "lora"])
+def test_adapter_is_mentioned_only_where_there_is_one(tmp_path, capsys, trainable):
+    files = RunFiles(tmp_path / "c.pth")
+    files.adapter.write_bytes(bytes(2600))
+    print_use(files, arguments(trainable=trainable), "classify.py")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"现在可以问它：python classify.py --model_path {files.model}"
+    expected = f"适配器：{files.adapter}（3 KB），与原来的模型同用：--model_path m.pth --adapter_path {files.adapter}"
+    assert lines[1:] == ([expected] if trainable == "lora" else [])
+
+
+@pytest.mark.parametrize(("font", "expected"), [(None, ["#0", "ok"]), ("字体", LABELS)])
+def test_labels_on_the_picture_depend_on_the_fonts(monkeypatch, font, expected):
+    monkeypatch.setattr(report_classifier, "find_chinese_font", lambda: font)
+    assert report_classifier.picture_names(LABELS) == expected
+
+
+def test_confusion_picture_is_drawn_and_the_old_one_kept(tmp_path):
+    path = tmp_path / "c.png"
+    metrics = Metrics(LABELS, torch.tensor([[3, 1], [0, 5]]))
+    assert report_classifier.draw_confusion(metrics, path) is None
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert report_classifier.draw_confusion(metrics, path) == tmp_path / "c.png.bak"
+
+
+def test_font_that_is_found_is_installed():
+    from matplotlib.font_manager import fontManager
+
+    assert find_chinese_font() is None or find_chinese_font() in {font.name for font in fontManager.ttflist}
+
+
+def test_exact_match_is_reported_before_and_after(monkeypatch, tmp_path, capsys):
+    after = {"首字": (3, 4), None: (1, 2)}
+    monkeypatch.setattr(report_instruction, "measure_exact_match", lambda *_: after)
+    trainer, files = make_trainer(), RunFiles(tmp_path / "a.pth")
+    files.kept = Kept(trainer.step, 1.0)
+    report_instruction.print_result(trainer, {"首字": (0, 4), None: (0, 2)}, files, arguments())
+    lines = capsys.readouterr().out.splitlines()
+    assert "  首字  0% → 75%（4）" in lines
+    assert "合计 0.0% → 66.7%（6），第 0 步的权重" in lines

@@ -1,0 +1,67 @@
+"""utils/training_program.py：各个训练程序共用的后半段。"""
+
+import argparse
+import contextlib
+import time
+
+import pytest
+import torch
+from test_training_run import make_trainer
+
+from utils.run_identity import RunIdentity
+from utils.settings import TrainingSettings
+from utils.training_program import build_trainer, train_to_file
+
+
+class Memory:
+    """从不缺内存；记下用没用到它的保护。"""
+
+    entered = 0
+
+    @contextlib.contextmanager
+    def explain_lack(self):
+        self.entered += 1
+        yield
+
+
+@pytest.fixture
+def start(tmp_path):
+    """-> 以 flags 训练两步的函数，返回它写出的文件。"""
+
+    def run(**flags):
+        trainer, memory = make_trainer(max_steps=2), Memory()
+        args = argparse.Namespace(**{"resume": False, "allow_data_change": False, "dry_run": False, **flags})
+        identity = RunIdentity.of(trainer.model, "数据", trainer.settings, torch.float32, {})
+        files = train_to_file(trainer, tmp_path / "m.pth", identity, memory, args, time.monotonic())
+        assert memory.entered == 1
+        return files
+
+    return run
+
+
+def test_everything_is_written_and_the_plan_is_told_first(start, tmp_path, capsys):
+    files = start()
+    assert files.kept.step == 2 and files.model.exists() and files.log.exists() and files.curve.exists()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("训练：") and "2 步" in lines[0] and lines[1].startswith("Ep 1 (Step 000000)")
+
+
+def test_dry_run_tells_the_plan_and_writes_nothing(start, tmp_path, capsys):
+    assert start(dry_run=True) is None
+    assert "2 步" in capsys.readouterr().out and list(tmp_path.iterdir()) == []
+
+
+def test_resume_continues_where_it_ended(start, capsys):
+    start()
+    capsys.readouterr()
+    start(resume=True)
+    assert "从第 2 步继续" in capsys.readouterr().out
+
+
+def test_trainer_uses_the_settings_and_the_precision():
+    given = make_trainer()
+    settings = TrainingSettings(optimizer="muon", batch_size=4)
+    trainer = build_trainer(given.model, (given.train_loader, given.validate_loader), settings, torch.bfloat16)
+    assert [type(optimizer).__name__ for optimizer in trainer.optimizers] == ["AdamW", "Muon"]
+    with trainer.precision:
+        assert torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16

@@ -1,0 +1,63 @@
+"""适配器文件：LoRA 学到的那一小部分单独存放，用时加到原来的模型上。"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from utils.archive import check_archive
+from utils.checkpoint import DESCRIPTION_KEY, check_tensors, load_state, save_state
+from utils.cli import LORA_PROJECTIONS
+from utils.errors import UserError
+
+NOT_AN_ADAPTER = "已损坏或不是适配器文件"
+KINDS = {
+    "rank": int,
+    "alpha": (int, float),
+    "projections": str,
+    "base": str,
+    "labels": (list, type(None)),
+    "template": (str, type(None)),
+}
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """适配器文件的内容。"""
+
+    path: Path
+    state: dict  # model.adapter_state_dict() 的结果
+    labels: list[str] | None  # 分类模型的标签
+    template: str | None  # 指令模型的提示语模板
+
+
+def save_adapter(path: Path, model: nn.Module) -> None:
+    """model 加过 LoRA 就把适配器写进 path，没有就什么也不做。"""
+    if state := model.adapter_state_dict():
+        save_state(path, state)
+
+
+def read_adapter(path: Path) -> AdapterFile:
+    """检查并读出适配器；有任何不对都抛出 UserError。"""
+    check_archive(path, "适配器文件", "用 --trainable lora 微调时写出，在模型文件旁边。")
+    state = load_state(path, mmap=False)
+    description = state.get(DESCRIPTION_KEY)
+    if not isinstance(description, dict) or description.keys() != KINDS.keys():
+        raise UserError(path, NOT_AN_ADAPTER)
+    labels = description["labels"] or []
+    if not all(isinstance(description[name], kind) for name, kind in KINDS.items()) or not (
+        all(isinstance(label, str) for label in labels)
+        and description["rank"] > 0
+        and description["projections"] in LORA_PROJECTIONS
+    ):
+        raise UserError(path, NOT_AN_ADAPTER)
+    check_tensors(path, {name: value for name, value in state.items() if name != DESCRIPTION_KEY})
+    return AdapterFile(path, state, description["labels"], description["template"])
+
+
+def apply_adapter(model: nn.Module, file: AdapterFile) -> None:
+    """把适配器合并进 model；它修正的不是这个模型就抛出 UserError。"""
+    try:
+        model.merge_adapter(file.state)
+    except ValueError as error:
+        raise UserError(file.path, f"适配器{error}", "用 --model_path 给出微调时开始的那个模型。") from None
