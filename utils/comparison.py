@@ -94,9 +94,8 @@ def count_steps(variation: Variation, flops_per_token: int, budget: EqualBudget)
         return None
     flops_per_step = flops_per_token * tokens_per_step(variation)
     if budget.flops < flops_per_step:
-        raise UserError(
-            "--flops", f"{budget.flops:.3g} 不够 {variation.config.path} 走一步", f"至少要 {flops_per_step:.3g}。"
-        )
+        reason = f"{budget.flops:.3g} 不够走一步（{variation.config.path}）"
+        raise UserError("--flops", reason, f"至少要 {flops_per_step:.3g}。")
     return round(budget.flops / flops_per_step)
 
 

@@ -96,15 +96,13 @@ class Report:
         return [*self.header, *header], lines
 
     def table(self) -> str:
-        """终端里的表，不超过 WIDTH 列；名字太长的另占一行。"""
-        header, lines = self.cells()
-        count = len(self.header)
-        text = align([header, *lines], count)
+        """终端里的表，不超过 WIDTH 列：一起变的字段名叠成几行；还放不下的，名字另占一行。"""
+        (header, lines), count = self.cells(), len(self.header)
+        text = align([*stack(header), *lines], count)
         if max(map(display_width, text.splitlines())) <= WIDTH:
             return text
         figures = align([line[count:] for line in (header, *lines)], 0).splitlines()
-        names = [self.describe(line) for line in lines]
-        pairs = zip(names, figures[1:], strict=True)
+        pairs = zip(map(self.describe, lines), figures[1:], strict=True)
         return "\n".join(["    " + figures[0], *(f"{name}\n    {figure}" for name, figure in pairs)])
 
     def markdown(self) -> str:
@@ -134,9 +132,9 @@ class Report:
         text = f"最低：{self.describe(best.label)}，比次低的 {self.describe(second.label)} 低 {gap:.3f}"
         if self.num_seeds == 1:
             return f"{text}；只练了一个种子，差别算不算数要用 --seeds 3 看。"
-        if gap > noise:
-            return f"{text}，大于种子之间的极差 {noise:.3f}。"
-        return f"{text}，不大于种子之间的极差 {noise:.3f}：分不出高下。"
+        if gap > 2 * noise:
+            return f"{text}，超过种子之间极差 {noise:.3f} 的两倍。"
+        return f"{text}，不到种子之间极差 {noise:.3f} 的两倍：分不出高下。"
 
     def write(self, folder: Path) -> None:
         """compare.json、compare.md、compare.png。"""
@@ -186,6 +184,14 @@ class Report:
 def display_width(text: str) -> int:
     """在终端里占几列；汉字占两列。"""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def stack(header: list[str]) -> list[list[str]]:
+    """num_layers:emb_dim 这样的名字从冒号处分成几行，靠下对齐。"""
+    parts = [cell.replace(":", "\n:").split("\n") for cell in header]
+    height = max(map(len, parts))
+    columns = [[""] * (height - len(part)) + part for part in parts]
+    return [list(line) for line in zip(*columns, strict=True)]
 
 
 def align(lines: list[list[str]], num_left: int) -> str:
