@@ -62,7 +62,7 @@ def token_ids(data):
 
 def test_one_line_is_printed(page):
     path, result = page
-    assert re.fullmatch(rf"已写出：{re.escape(str(path))}（[\d.]+ MB），用浏览器打开它，不用联网\n", result.stdout)
+    assert re.fullmatch(rf"已写出：{re.escape(str(path))}（[\d.]+ [KM]B），用浏览器打开它，不用联网\n", result.stdout)
     assert result.stderr == ""
 
 
