@@ -197,7 +197,7 @@ def set_weight(name, value):
 DAMAGED = "已损坏或不是模型文件"
 BAD_MODELS = {
     "missing": (lambda good, path: None, ["找不到模型文件", "请先运行 pretrain.py"]),
-    "folder": (lambda good, path: path.mkdir(), ["不是普通文件"]),
+    "folder": (lambda good, path: path.mkdir(), ["文件夹里没有 model.safetensors"]),
     "fifo": (lambda good, path: os.mkfifo(path), ["不是普通文件"]),
     "empty": (write_bytes(lambda data: b""), [DAMAGED]),
     "truncated": (write_bytes(lambda data: data[: len(data) // 2]), [DAMAGED]),
