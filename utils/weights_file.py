@@ -41,8 +41,8 @@ def find_weights_file(path: Path) -> Path:
         if not path.is_dir():
             return path
         found = [path / name for name in HUGGING_FACE_NAMES if (path / name).exists()]
-    except OSError as error:
-        raise UserError(path, f"打不开模型文件（{error.strerror}）") from None
+    except (OSError, ValueError) as error:
+        raise UserError(path, f"打不开模型文件（{getattr(error, 'strerror', error)}）") from None
     if not found:
         raise UserError(path, f"文件夹里没有 {' 或 '.join(HUGGING_FACE_NAMES)}", "请给出模型文件。")
     return found[0]
