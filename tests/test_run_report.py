@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_training_run import before_step, make_trainer, start
+from test_training_run import after_step, before_step, make_trainer, start
 
 from conftest import report_data, timeless_report
 from utils import run_report
@@ -26,7 +26,7 @@ from utils.resume import read_checkpoint
 from utils.run_history import Observation, RunHistory, Sample
 from utils.run_page import PageData, format_clock, render_page, script_json
 from utils.run_report import RunStory, command_line
-from utils.train_utils import Evaluation
+from utils.train_utils import Evaluation, NotFiniteError
 from utils.training_run import TrainingRun
 
 NASTY = "</script><script>alert('&\"')</script><!-- \u2028 \ud800 $title ${x}"
@@ -377,16 +377,32 @@ def test_damaged_history_is_refused(spoil):
         RunHistory.from_state(state)
 
 
+def spoiled_run(tmp_path) -> TrainingRun:
+    """第三步之后权重变成 nan。"""
+    trainer = make_trainer(eval_freq=100)
+
+    def spoil() -> None:
+        with torch.no_grad():
+            trainer.model.tok_emb.weight.fill_(torch.nan)
+
+    after_step(trainer, 3, spoil)
+    return start(trainer, tmp_path / "m.pth", Budget(8))
+
+
+def test_report_tells_why_the_training_stopped(tmp_path):
+    with pytest.raises(NotFiniteError):
+        spoiled_run(tmp_path).run()
+    assert re.search(r'<p class="status">停下了：第 4 步损失为 nan，梯度范数为 nan', page_of(tmp_path))
+
+
 def test_report_that_cannot_be_written_does_not_hide_the_real_error(tmp_path):
-    trainer = make_trainer()
-    run = start(trainer, tmp_path / "m.pth", Budget(8))
+    run = spoiled_run(tmp_path)
 
-    def fail(*_):
-        run.report.finish = lambda *_: (_ for _ in ()).throw(RunError("m.pth.report.html", "写不进去"))
-        raise ValueError("真正的错误")
+    def fail(*_) -> None:
+        raise RunError("m.pth.report.html", "写不进去")
 
-    before_step(trainer, 3, fail)
-    with pytest.raises(ValueError, match="真正的错误"):
+    run.report.finish = fail
+    with pytest.raises(NotFiniteError):
         run.run()
 
 

@@ -184,7 +184,6 @@ class TrainingRun:
                 raise NotFiniteError(error.step, error.reason, self._advise_lower_learning_rate()) from None
             except Exception:
                 self._save_before_failing()
-                self._finish_report(f"出了错，停在第 {self.trainer.step:,} 步")
                 raise
             finally:
                 bar.close()
@@ -273,7 +272,7 @@ class TrainingRun:
                 hint(f"提示：离开之前没能存下检查点（{error}）")
 
     def _finish_report(self, status: str) -> None:
-        """出错离开之前写出报告；写不成也不要紧，要紧的是原来的错误。"""
+        """出错离开之前在报告里说明；写不成也不要紧，要紧的是原来的错误。"""
         if self.files.records:
             with contextlib.suppress(UserError):
                 self.report.finish(self.files.records, status)
