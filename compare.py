@@ -54,8 +54,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    check_names([*args.set, *args.vary], [field.name for field in dataclasses.fields(ModelConfig)])
-    variations = expand(args.configs, args.set, args.vary, ModelConfig.from_dict)
+    variations = read_variations(args)
     source = TextFile.scan(args.data_path, args.encoding)
     summary = args.output_dir / "compare.json"
     if summary.exists() and not args.resume:
@@ -64,6 +63,12 @@ def main() -> None:
     with output_lock(summary):
         # torch 要一两秒才能载入；放到检查之后，写错的参数立刻有回应
         compare(args, variations, source)
+
+
+def read_variations(args: argparse.Namespace) -> list[Variation]:
+    """要比较的各种配置，都检查过。"""
+    check_names([*args.set, *args.vary], [field.name for field in dataclasses.fields(ModelConfig)])
+    return expand(args.configs, args.set, args.vary, ModelConfig.from_dict)
 
 
 def compare(args: argparse.Namespace, variations: list[Variation], source: TextFile) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import compare
 from conftest import ROOT, TINY_FILE, run, tiny_config, write_config
 from model.config import ModelConfig, count_training_flops
 from model.kv_cache import KVCache
@@ -325,6 +327,20 @@ def test_damaged_result_is_computed_again(tmp_path):
     (tmp_path / "result.json").write_bytes(b'{"nats_per_char": 4.5}')
     assert read_result(tmp_path) == {"nats_per_char": 4.5}
     assert read_result(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/实验.md"])
+def test_commands_of_the_pages_are_accepted(page, monkeypatch):
+    """每条命令的参数都认得，每种配置都成立，--flops 够走几步。"""
+    monkeypatch.chdir(ROOT)
+    commands = re.findall(r"^(?:\$ )?python (compare\.py .*)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(commands) >= 3
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", command.split())
+        args = compare.parse_args()
+        for variation in compare.read_variations(args):
+            flops = count_training_flops(variation.config.model)
+            assert args.minutes or count_steps(variation, flops, EqualBudget(None, args.flops)) > 100
 
 
 def test_failure_is_explained_by_the_last_message():

@@ -158,7 +158,7 @@ class Report:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
+        figure = Figure(figsize=(8, 5), dpi=90, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         finished = [row for row in self.rows if row.results]
