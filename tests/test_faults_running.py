@@ -137,7 +137,7 @@ def test_failed_save_names_the_file_and_leaves_everything_whole(folder, fault):
     in_child, reason = DISK_FAULTS[fault]
     before = contents(folder)
     result = pretrain(folder, "--resume", "--max_steps", 20, "--eval_freq", 100, in_child=in_child)
-    assert_error(result, "step-00000010.ckpt", reason, "需要 0.", "所在磁盘还有", "原有的文件没有改动", code=1)
+    assert_error(result, "step-00000010.ckpt", reason, " KB，所在磁盘还有", "原有的文件没有改动", code=1)
     assert contents(folder) == before  # 模型、检查点原样，没有临时文件
     assert pretrain(folder, "--resume", "--max_steps", 20).code == 0
 
