@@ -1,7 +1,6 @@
 """utils/training_program.py：各个训练程序共用的后半段。"""
 
 import argparse
-import contextlib
 import time
 
 import pytest
@@ -9,19 +8,9 @@ import torch
 from test_training_run import make_trainer
 
 from utils.run_identity import RunIdentity
+from utils.run_report import RunStory
 from utils.settings import TrainingSettings
 from utils.training_program import build_trainer, train_to_file
-
-
-class Memory:
-    """从不缺内存；记下用没用到它的保护。"""
-
-    entered = 0
-
-    @contextlib.contextmanager
-    def explain_lack(self):
-        self.entered += 1
-        yield
 
 
 @pytest.fixture
@@ -29,12 +18,10 @@ def start(tmp_path):
     """-> 以 flags 训练两步的函数，返回它写出的文件。"""
 
     def run(**flags):
-        trainer, memory = make_trainer(max_steps=2), Memory()
+        trainer, story = make_trainer(max_steps=2), RunStory("测试", {}, lambda: [], 0)
         args = argparse.Namespace(**{"resume": False, "allow_data_change": False, "dry_run": False, **flags})
         identity = RunIdentity.of(trainer.model, "数据", trainer.settings, torch.float32, {})
-        files = train_to_file(trainer, tmp_path / "m.pth", identity, memory, args, time.monotonic())
-        assert memory.entered == 1
-        return files
+        return train_to_file(trainer, tmp_path / "m.pth", identity, story, args, time.monotonic())
 
     return run
 
