@@ -134,7 +134,7 @@ def make_plan(variation: Variation, budget: "EqualBudget", source: TextFile) -> 
     corpus.check_vocab_size(cfg.vocab_size, variation.config.path)
     loaders = corpus.create_loaders(cfg.context_length, settings)
     device = devices.choose_device(settings.device)
-    memory = TrainingMemory(cfg, settings, device)
+    memory = TrainingMemory(cfg, settings, device, cfg.num_parameters, cfg.num_parameters)
     memory.check()
     with memory.explain_lack():
         model = LanguageModel(cfg).to(device)

@@ -55,8 +55,9 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
     from model.language_model import LanguageModel
     from model.lora import LoRAConfig, merge_lora
     from model.trainable import set_trainable
-    from utils import classification, report_classifier
+    from utils import classification, dry_run, report_classifier
     from utils import device as devices
+    from utils.fine_tuning import check_lora_rank
     from utils.labeled_text import digest_of, labels_of, split_records
     from utils.memory import keep_freed_memory
     from utils.model_loading import load_to_train
@@ -73,6 +74,7 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
     )
     torch.manual_seed(settings.seed)
     model = Classifier.from_language_model(base, labels_of(records)).to(device)
+    check_lora_rank(args, model.cfg)
     lora = LoRAConfig(args.lora_rank, args.lora_alpha, args.lora_projections)
     set_trainable(model, args.trainable, lora)
     if args.compile:
@@ -80,7 +82,9 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
     split = split_records(records, settings.seed)
     datasets = classification.build_datasets(split, model.labels, tokenizer, model.cfg.context_length)
     loaders = classification.create_loaders(datasets, settings, tokenizer.end_of_text_id, args.balance)
-    memory = TrainingMemory(model.cfg, settings, device)
+    memory = TrainingMemory.of_model(model, datasets, settings, device)
+    if args.dry_run:
+        dry_run.print_memory(memory)
     memory.check()
     trainer = build_trainer(model, loaders[:2], settings, dtype)
     trainer.calc_accuracy = lambda loader: (

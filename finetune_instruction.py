@@ -56,7 +56,8 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Co
     from model.lora import LoRAConfig, merge_lora
     from model.trainable import set_trainable
     from utils import device as devices
-    from utils import instruction_tuning, report_instruction
+    from utils import dry_run, instruction_tuning, report_instruction
+    from utils.fine_tuning import check_lora_rank
     from utils.instruction_data import digest_of, split_conversations
     from utils.memory import keep_freed_memory
     from utils.model_loading import load_to_train
@@ -71,23 +72,26 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Co
     questions = [record.turns[0].question for record in records]
     model.template = choose_template(questions) if args.template == "auto" else args.template
     torch.manual_seed(settings.seed)
+    check_lora_rank(args, model.cfg)
     lora = LoRAConfig(args.lora_rank, args.lora_alpha, args.lora_projections)
     set_trainable(model.to(device), args.trainable, lora)
     template, context_length = TEMPLATES[model.template], model.cfg.context_length
     parts = [
         instruction_tuning.InstructionDataset(part, template, tokenizer, context_length)
-        for part in split_conversations(records, settings.seed)
+        for part in split_conversations(args.data_path, records, settings.seed)
     ]
-    if not all(map(len, parts)):
-        raise UserError(
-            args.data_path, f"没有一条的回答放得进 {context_length} 个 token 的上下文", "换上下文更长的模型。"
-        )
+    for name, part in zip(("训练", "留出"), parts, strict=True):
+        if not len(part):
+            reason = f"{name}部分没有一条的回答放得进 {context_length} 个 token 的上下文"
+            raise UserError(args.data_path, reason, "换上下文更长的模型。")
     loaders = instruction_tuning.create_loaders(*parts, settings, tokenizer.end_of_text_id)
-    memory = TrainingMemory(model.cfg, settings, device)
+    memory = TrainingMemory.of_model(model, parts, settings, device)
+    if args.dry_run:
+        dry_run.print_memory(memory)
     memory.check()
     trainer = build_trainer(model, loaders, settings, dtype)
     report_instruction.print_start(trainer, parts, args, dtype)
-    before = instruction_tuning.measure_exact_match(model, loaders[1], trainer.precision)
+    before = {} if args.dry_run else instruction_tuning.measure_exact_match(model, loaders[1], trainer.precision)
     details = {name: getattr(args, name) for name in ("trainable", "lora_rank", "lora_alpha", "lora_projections")}
     details["template"] = model.template
     identity = RunIdentity.of(model, digest_of(records), settings, dtype, details)

@@ -75,7 +75,7 @@ def train(
     corpus = Corpus.from_file(source, tokenizer)
     corpus.check_vocab_size(cfg.vocab_size, config.path)
     loaders = corpus.create_loaders(cfg.context_length, settings)
-    memory = TrainingMemory(cfg, settings, device)
+    memory = TrainingMemory(cfg, settings, device, cfg.num_parameters, cfg.num_parameters)
     if args.dry_run:  # 装不下时也要看得到为什么，所以在检查之前
         dry_run.print_parameters(count_parameters(cfg))
         dry_run.print_memory(memory)

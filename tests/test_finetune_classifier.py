@@ -148,3 +148,17 @@ def test_bad_input_is_one_line(folder, tuned):
     refuse(folder, "classify.py", ["--model_path", "model.pth"], "model.pth：不是分类模型")
     refuse(folder, "classify.py", ["--model_path", "no.pth"], "请先运行 finetune_classifier.py")
     refuse(folder, "generate.py", ["--model_path", "classifier.pth"], "classifier.pth：是分类模型，不会写字")
+
+
+def test_dry_run_tells_memory_and_time_and_writes_nothing(folder):
+    before = sorted(path.name for path in folder.iterdir())
+    result = finetune(folder, "--dry_run", "--trainable", "lora", "--output_path", "dry.pth")
+    assert result.code == 0 and "内存：一批" in result.stdout and "训练：" in result.stdout, result.stderr
+    assert sorted(path.name for path in folder.iterdir()) == before
+    refuse(
+        folder,
+        "finetune_classifier.py",
+        ["--trainable", "lora", "--lora_rank", 100_000, "--data_path", "spam.csv"],
+        "--lora_rank",
+        "emb_dim=32",
+    )

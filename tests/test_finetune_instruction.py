@@ -116,6 +116,20 @@ def test_bad_input_is_one_line(folder, tuned):
         json.dumps([{**r, "instruction": "长" * 90} for r in make_records()]), encoding="utf-8"
     )
     result = run("finetune_instruction.py", "--data_path", "long.json", cwd=folder)
-    assert result.code == 2 and "没有一条的回答放得进 64 个 token 的上下文" in result.stderr
+    assert result.code == 2 and "训练部分没有一条的回答放得进 64 个 token 的上下文" in result.stderr
     refuse(folder, "chat.py", ["--model_path", "model.pth"], "model.pth：没有学过答话", "finetune_instruction.py")
     refuse(folder, "chat.py", ["--input", "悟空"], "--input：要与 --instruction 同用")
+
+
+def test_dry_run_tells_memory_and_time_and_writes_nothing(folder):
+    before = sorted(path.name for path in folder.iterdir())
+    result = finetune(folder, "--dry_run", "--trainable", "lora", "--output_path", "dry.pth")
+    assert result.code == 0 and "内存：一批" in result.stdout and "训练：" in result.stdout, result.stderr
+    assert sorted(path.name for path in folder.iterdir()) == before
+    refuse(
+        folder,
+        "finetune_instruction.py",
+        ["--trainable", "lora", "--lora_rank", 100_000, "--data_path", "data.json"],
+        "--lora_rank",
+        "emb_dim=32",
+    )

@@ -87,6 +87,22 @@ def test_folder_without_a_tokenizer_means_gpt2(tmp_path):
     assert read_tokenizer(tmp_path) == load_gpt2_tokenizer().state()
 
 
+def test_vocab_json_alone_is_gpt2_or_refused(tmp_path):
+    write(tmp_path, load_gpt2_tokenizer())
+    (tmp_path / "tokenizer.json").unlink()
+    assert read_tokenizer(tmp_path) == {"type": "gpt2"}
+    (tmp_path / "vocab.json").write_text('{"别的": 0}', encoding="utf-8")
+    with pytest.raises(UserError, match="vocab.json：不是 GPT-2 的词表"):
+        read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "spiece.model"])
+def test_other_vocabularies_are_not_taken_for_gpt2(tmp_path, name):
+    (tmp_path / name).write_text("别的", encoding="utf-8")
+    with pytest.raises(UserError, match=f"{name}：不是 GPT-2 的词表"):
+        read_tokenizer(tmp_path)
+
+
 def test_gpt2_of_any_origin_is_recognized(tmp_path):
     """别处的 tokenizer.json 写法不同：切法在 ByteLevel 里，结束符也列在词表里。"""
     write(tmp_path, load_gpt2_tokenizer())

@@ -1,13 +1,15 @@
 """utils/instruction_data.py：JSON、JSONL、多轮都读得进，坏的写明第几条；留出的不在训练里。"""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from utils.errors import UserError
-from utils.instruction_data import digest_of, read_conversations, split_conversations
+from utils.instruction_data import Conversation, digest_of, read_conversations, split_conversations
 from utils.prompt_template import Turn
 
+PATH = Path("data.json")
 RECORDS = [{"instruction": f"第 {i} 问", "input": "甲" if i % 2 else "", "output": f"答 {i}"} for i in range(30)]
 
 
@@ -73,15 +75,35 @@ def test_bad_file_is_located(tmp_path, content, message):
 def test_same_question_never_stands_in_both_parts(tmp_path):
     twice = [*RECORDS, *({**record, "output": "另一个答案"} for record in RECORDS)]
     records = read_conversations(write(tmp_path, twice))
-    train, held_out = split_conversations(records, 1)
+    train, held_out = split_conversations(PATH, records, 1)
     assert len(train) + len(held_out) == 60 and len(held_out) == 6
     assert not {r.turns[0].question for r in train} & {r.turns[0].question for r in held_out}
-    assert split_conversations(records, 1) == (train, held_out) != split_conversations(records, 2)
+    assert split_conversations(PATH, records, 1) == (train, held_out) != split_conversations(PATH, records, 2)
 
 
 def test_split_of_the_file_is_obeyed(tmp_path):
     marked = [{**record, "split": "held_out" if i % 3 == 0 else "train"} for i, record in enumerate(RECORDS)]
     records = read_conversations(write(tmp_path, marked))
-    train, held_out = split_conversations(records, 1)
+    train, held_out = split_conversations(PATH, records, 1)
     assert [record.is_held_out for record in train + held_out] == [False] * 20 + [True] * 10
     assert digest_of(records) != digest_of(records[1:])
+
+
+def test_question_in_both_parts_is_a_leak():
+    """留出的问题训练里也有，成绩就不算数。"""
+    records = [Conversation((Turn("一样的", "甲"),), None, wanted) for wanted in (False, True)]
+    with pytest.raises(UserError, match="1 个问题训练和留出两部分都有，如 一样的"):
+        split_conversations(PATH, records, 1)
+
+
+@pytest.mark.parametrize(("wanted", "part"), [(True, "训练"), (False, "留出")])
+def test_split_that_leaves_a_part_empty_is_named(wanted, part):
+    records = [Conversation((Turn(f"问 {index}", "答"),), None, wanted) for index in range(3)]
+    with pytest.raises(UserError, match=f"没有把任何一条分到{part}部分"):
+        split_conversations(PATH, records, 1)
+
+
+def test_one_question_cannot_be_split():
+    records = [Conversation((Turn("问", str(index)),), None, None) for index in range(30)]
+    with pytest.raises(UserError, match="各条的问题都相同"):
+        split_conversations(PATH, records, 1)

@@ -1,5 +1,6 @@
 """utils/labeled_text.py：三种写法都读得进，坏的写明第几条；三部分没有相同的文字。"""
 
+import csv
 import json
 
 import pytest
@@ -77,3 +78,19 @@ def test_split_depends_only_on_the_seed():
     assert split_records(RECORDS, 1) == split_records(RECORDS, 1) != split_records(RECORDS, 2)
     assert labels_of(RECORDS[::-1]) == labels_of(RECORDS) == ["坏", "好"]
     assert digest_of(RECORDS) != digest_of(RECORDS[:-1])
+
+
+def test_line_separators_inside_a_text_do_not_end_the_record(tmp_path):
+    path = tmp_path / "data.jsonl"
+    records = [{"label": label, "text": f"{label}\u2028{index}\x85"} for index in range(12) for label in "好坏"]
+    path.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in records), encoding="utf-8")
+    assert len(read_labeled_texts(path)) == 24
+
+
+def test_very_long_text_is_read_whole(tmp_path):
+    path = tmp_path / "data.csv"
+    rows = [f"{label},{label}{index}" for index in range(12) for label in "好坏"]
+    path.write_text("\n".join(["label,text", *rows, "好," + "长" * 200_000]), encoding="utf-8")
+    before = csv.field_size_limit()
+    assert len(read_labeled_texts(path)[-1].text) == 200_000
+    assert csv.field_size_limit() == before

@@ -56,6 +56,14 @@ def test_confusion_picture_is_drawn_and_the_old_one_kept(tmp_path):
     assert report_classifier.draw_confusion(metrics, path) == tmp_path / "c.png.bak"
 
 
+def test_any_label_can_be_drawn(tmp_path):
+    """$ 不是公式的开头；标签很多时只画颜色，图不会大到画不出。"""
+    report_classifier.draw_confusion(Metrics(["$\\foo$", "$x"], torch.eye(2, dtype=torch.long)), tmp_path / "a.png")
+    many = [f"label{index}" for index in range(1000)]
+    report_classifier.draw_confusion(Metrics(many, torch.eye(1000, dtype=torch.long)), tmp_path / "b.png")
+    assert (tmp_path / "b.png").stat().st_size < 5_000_000
+
+
 def test_font_that_is_found_is_installed():
     from matplotlib.font_manager import fontManager
 

@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from conftest import tiny_config
+from model.classifier import Classifier
+from model.lora import LoRAConfig
+from model.trainable import set_trainable
 from utils import training_memory
 from utils.errors import RunError
 from utils.memory import estimate_training_bytes
@@ -15,7 +18,7 @@ COUNT = tiny_config().num_parameters
 
 def memory(batch_size: int = 8, accumulation_steps: int = 1) -> TrainingMemory:
     settings = TrainingSettings(batch_size=batch_size, accumulation_steps=accumulation_steps)
-    return TrainingMemory(tiny_config(), settings, torch.device("cpu"))
+    return TrainingMemory(tiny_config(), settings, torch.device("cpu"), COUNT, COUNT)
 
 
 @pytest.fixture
@@ -64,3 +67,19 @@ def test_other_errors_pass_unchanged():
     with pytest.raises(RuntimeError, match="形状"), memory().explain_lack():
         raise RuntimeError("形状不符")
     assert training_memory.is_out_of_memory(MemoryError())
+
+
+def test_fine_tuning_counts_what_is_really_trained_read_and_written():
+    """样本比上下文短，分类的头只有几个分数，冻结的没有梯度和动量。"""
+    cfg = tiny_config(context_length=64)
+    classifier = Classifier(cfg, ["好", "坏"])
+    set_trainable(classifier, "head", LoRAConfig())
+    token_ids = torch.zeros(9, dtype=torch.long)
+    datasets = [[(token_ids[:4], token_ids[:4])], [(token_ids, token_ids)]]
+    plan = TrainingMemory.of_model(classifier, datasets, TrainingSettings(), torch.device("cpu"))
+    assert (plan.cfg.context_length, plan.cfg.vocab_size) == (9, 2)
+    assert plan.num_parameters == sum(parameter.numel() for parameter in classifier.parameters())
+    assert plan.num_trained == 2 * 32 + 2 + 2 * 32
+    whole = estimate_training_bytes(plan.cfg, plan.num_parameters, 1, "cpu")
+    frozen = estimate_training_bytes(plan.cfg, plan.num_parameters, 1, "cpu", plan.num_trained)
+    assert whole - frozen == 12 * (plan.num_parameters - plan.num_trained)

@@ -17,14 +17,14 @@ def print_parameters(parts: dict[str, int]) -> None:
 
 def print_memory(memory: TrainingMemory) -> None:
     """一步训练的内存估计，和现有的内存装得下的最大一批。"""
-    shape, kind, batch_size = (memory.cfg, memory.cfg.num_parameters), memory.device.type, memory.settings.batch_size
-    parts = split_training_bytes(*shape, batch_size, kind)
+    shape, kind, batch_size = (memory.cfg, memory.num_parameters), memory.device.type, memory.settings.batch_size
+    parts = split_training_bytes(*shape, batch_size, kind, memory.num_trained)
     total = sum(parts.values())
     available = available_memory(memory.device)
     say(f"内存：一批 {batch_size} 个样本约 {_gigabytes(total)}（误差约三成），可用 {_gigabytes(available)}")
     for name, num_bytes in parts.items():
         say(f"  {_pad(name)}{_gigabytes(num_bytes):>15}  {num_bytes / total:6.1%}")
-    say(f"装得下的最大一批：约 {largest_batch_size(*shape, kind, available):,} 个样本")
+    say(f"装得下的最大一批：约 {largest_batch_size(*shape, kind, available, memory.num_trained):,} 个样本")
 
 
 def _gigabytes(num_bytes: int) -> str:

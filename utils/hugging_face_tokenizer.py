@@ -10,7 +10,8 @@ from utils.errors import UserError
 from utils.text_utils import END_OF_TEXT, SPLIT_PATTERNS, Tokenizer, _visible_bytes, load_gpt2_tokenizer
 from utils.weights_file import read_json
 
-TOKENIZER_NAME = "tokenizer.json"
+TOKENIZER_NAME, VOCABULARY_NAME = "tokenizer.json", "vocab.json"
+OTHER_VOCABULARIES = ("vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 LONG_BLANK = r"[\s\x1c-\x1f]{10000}"  # 切法同 text_utils.LONG_BLANK；Python 的 \s 多认四个控制符
 
 
@@ -28,26 +29,46 @@ def tokenizer_files(tokenizer: Tokenizer, context_length: int) -> dict[str, byte
     files = {TOKENIZER_NAME: built.to_str(pretty=True), "tokenizer_config.json": json.dumps(settings, indent=2)}
     if tokenizer.split == "gpt2":  # 这两个文件说不出怎样切，读的程序都照 GPT-2 的办
         model = json.loads(built.to_str())["model"]
-        vocabulary = {**model["vocab"], END_OF_TEXT: tokenizer.end_of_text_id}
         merges = "".join(f"{left} {right}\n" for left, right in model["merges"])
-        files |= {"vocab.json": json.dumps(vocabulary, ensure_ascii=False), "merges.txt": f"#version: 0.2\n{merges}"}
+        files |= {
+            VOCABULARY_NAME: json.dumps(_visible_vocabulary(tokenizer), ensure_ascii=False),
+            "merges.txt": f"#version: 0.2\n{merges}",
+        }
     return {name: text.encode("utf-8") for name, text in files.items()}
 
 
 def read_tokenizer(folder: Path) -> dict:
-    """folder 里的 tokenizer.json 变成 Tokenizer.state() 的样子；没有这个文件就当作 GPT-2 的词表。
+    """folder 里的 tokenizer.json 变成 Tokenizer.state() 的样子；没有任何词表文件就当作 GPT-2 的。
 
     只认 GPT-2 的和 tokenizer_files 写出的；别的分词器抛出 UserError。
     """
     path = folder / TOKENIZER_NAME
     if not path.exists():
-        return {"type": "gpt2"}
+        return _read_without_tokenizer_json(folder)
     values = read_json(path, "分词器")
     try:
         return _recognize(values)
     except (ValueError, TypeError, KeyError, AttributeError):
         reason = "不是 GPT-2 的分词器，也不是 export_hf.py 写出的"
         raise UserError(path, reason, "这种词表用不了，请换一个模型。") from None
+
+
+def _read_without_tokenizer_json(folder: Path) -> dict:
+    """早期的文件夹只有 vocab.json，是 GPT-2 的才行；写着别的词表的就抛出 UserError。"""
+    path = folder / VOCABULARY_NAME
+    found = [folder / name for name in OTHER_VOCABULARIES if (folder / name).exists()]
+    if path.exists() and read_json(path, "词表") != _visible_vocabulary(load_gpt2_tokenizer()):
+        found.append(path)
+    if found:
+        raise UserError(found[0], "不是 GPT-2 的词表", f"这种词表要有 {TOKENIZER_NAME} 才能读，或者换一个模型。")
+    return {"type": "gpt2"}
+
+
+def _visible_vocabulary(tokenizer: Tokenizer) -> dict[str, int]:
+    """vocab.json 的内容。"""
+    visible = _visible_bytes()
+    shown = {"".join(visible[byte] for byte in token): rank for token, rank in _ranks_of(tokenizer).items()}
+    return {**shown, END_OF_TEXT: tokenizer.end_of_text_id}
 
 
 def _recognize(values: dict) -> dict:

@@ -97,13 +97,26 @@ def _text(record: dict, name: str, number: int, path: Path) -> str:
     return record[name].strip()
 
 
-def split_conversations(records: list[Conversation], seed: int) -> tuple[list[Conversation], list[Conversation]]:
-    """-> (训练, 留出)。数据自己分好了就照办；否则问话相同的归在一起，打乱后留出一成。"""
+def split_conversations(
+    path: Path, records: list[Conversation], seed: int
+) -> tuple[list[Conversation], list[Conversation]]:
+    """-> (训练, 留出)。数据自己分好了就照办；否则问话相同的归在一起，打乱后留出一成。
+
+    有一部分是空的，或同一个问话两部分都有，就抛出 UserError：留出的成绩便不算数了。
+    """
     if any(record.is_held_out is not None for record in records):
         parts = [[r for r in records if bool(r.is_held_out) is wanted] for wanted in (False, True)]
-        if all(parts):
-            return parts[0], parts[1]
+        if not all(parts):
+            empty = "训练" if parts[1] else "留出"
+            raise UserError(path, f'"split" 没有把任何一条分到{empty}部分', "改一改，或全部去掉，由程序来分。")
+        trained, held_out = ({r.turns[0].question for r in part} for part in parts)
+        if shared := trained & held_out:
+            reason = f"有 {len(shared):,} 个问题训练和留出两部分都有，如 {min(shared)[:20]}"
+            raise UserError(path, reason, "只留在一边，留出的成绩才算数。")
+        return parts[0], parts[1]
     questions = sorted({record.turns[0].question for record in records})
+    if len(questions) < 2:
+        raise UserError(path, "各条的问题都相同，分不出训练和留出两部分", "至少要有两种不同的问题。")
     random.Random(seed).shuffle(questions)
     held_out = set(questions[: max(1, round(len(questions) * HELD_OUT_FRACTION))])
     return [r for r in records if r.turns[0].question not in held_out], [

@@ -60,7 +60,7 @@ def read_labeled_texts(path: Path, encoding: str = "utf-8") -> list[LabeledText]
 
 
 def _rows_of_jsonl(content: str, path: Path) -> Iterator[tuple[int, str, str]]:
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -84,6 +84,7 @@ def _rows_of_table(content: str, path: Path) -> Iterator[tuple[int, str, str]]:
     options = {"quoting": csv.QUOTE_NONE} if is_bare else {"strict": True}
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, **options)
     columns = (0, 1) if is_bare else None
+    limit = csv.field_size_limit(len(content) + 1)  # 默认的 131,072 字对一篇长文不够；用完还原
     try:
         for row in reader:
             if not row:
@@ -103,6 +104,8 @@ def _rows_of_table(content: str, path: Path) -> Iterator[tuple[int, str, str]]:
         raise UserError(
             path, f"第 {reader.line_num} 行不是合法的 CSV（{error}）", "文字里有引号时要写成两个。"
         ) from None
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _columns_of(header: list[str]) -> tuple[int, int] | None:

@@ -8,7 +8,6 @@ from typing import Any
 import psutil
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc 的 malloc.h 里的编号
-BYTES_PER_PARAMETER = 16  # float32 的权重 4、梯度 4、AdamW 的两个动量 8
 ACTIVATIONS_PER_LAYER = 16  # 每层为反向传播留下的激活，以 (batch, seq, emb_dim) 为单位，4 倍宽的前馈占一半
 ATTENTION_BLOCK = 128  # 同 model/attention.py 的 BLOCK：一块查询只算它们看得见的那一截
 SCORES_COPIES = 3  # 注意力表的 softmax、dropout 的结果和掩码、反向的梯度；融合内核不写出这张表
@@ -37,33 +36,40 @@ def cache_bytes_per_token(cfg: Any) -> int:
     return 4 * 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim
 
 
-def estimate_training_bytes(cfg: Any, num_parameters: int, batch_size: int, device_type: str = "cuda") -> int:
-    """一步训练的内存峰值（字节），只取大头，误差约三成。"""
-    return sum(split_training_bytes(cfg, num_parameters, batch_size, device_type).values())
+def estimate_training_bytes(
+    cfg: Any, num_parameters: int, batch_size: int, device_type: str = "cuda", num_trained: int | None = None
+) -> int:
+    """一步训练的内存峰值（字节），只取大头，误差约三成；参数见 split_training_bytes。"""
+    return sum(split_training_bytes(cfg, num_parameters, batch_size, device_type, num_trained).values())
 
 
-def split_training_bytes(cfg: Any, num_parameters: int, batch_size: int, device_type: str) -> dict[str, int]:
-    """{用途: 字节数}。
+def split_training_bytes(
+    cfg: Any, num_parameters: int, batch_size: int, device_type: str, num_trained: int | None = None
+) -> dict[str, int]:
+    """{用途: 字节数}；num_trained 是要训练的参数个数，默认全部，冻结的没有梯度和动量。
 
     CPU 上有 dropout 时注意力照定义分块计算 (model/attention.py)，要留下每一层 (batch, heads, seq, seq) 的表的大半。
     """
     tokens = batch_size * cfg.context_length
+    num_trained = num_parameters if num_trained is None else num_trained
     keeps_scores = device_type == "cpu" and cfg.drop_rate > 0 and cfg.num_kv_heads == cfg.num_heads
     visible = (cfg.context_length + min(ATTENTION_BLOCK, cfg.context_length)) / 2  # 一行平均算这么多个
     scores = round(tokens * visible) * cfg.num_heads * cfg.num_layers * SCORES_COPIES * 4 * keeps_scores
     return {
         "权重": num_parameters * 4,
-        "梯度": num_parameters * 4,
-        "优化器": num_parameters * 8,
+        "梯度": num_trained * 4,
+        "优化器": num_trained * 8,
         "激活": tokens * cfg.emb_dim * cfg.num_layers * ACTIVATIONS_PER_LAYER * 4 + scores,
         "分数": tokens * cfg.vocab_size * LOGITS_COPIES * 4,
     }
 
 
-def largest_batch_size(cfg: Any, num_parameters: int, device_type: str, available: int) -> int:
+def largest_batch_size(
+    cfg: Any, num_parameters: int, device_type: str, available: int, num_trained: int | None = None
+) -> int:
     """available 字节装得下的最大的一批有几个样本；一个也装不下则为 0。"""
-    fixed = num_parameters * BYTES_PER_PARAMETER
-    per_sample = estimate_training_bytes(cfg, num_parameters, 1, device_type) - fixed
+    fixed = estimate_training_bytes(cfg, num_parameters, 0, device_type, num_trained)
+    per_sample = estimate_training_bytes(cfg, num_parameters, 1, device_type, num_trained) - fixed
     return max(0, (available - fixed) // per_sample)
 
 

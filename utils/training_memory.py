@@ -1,11 +1,14 @@
 """内存够不够训练：开始之前估计，训练中真的不够时说出改哪些参数能行。"""
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.data import Dataset
 
 from utils.device import available_memory, check_memory
 from utils.errors import RunError, is_out_of_memory
@@ -15,17 +18,31 @@ from utils.settings import TrainingSettings
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """一次训练的模型、设置和设备。"""
+    """一次训练的模型、设置和设备。cfg 的 context_length 是最长的样本，vocab_size 是输出几个分数。"""
 
     cfg: Any
     settings: TrainingSettings
     device: torch.device
+    num_parameters: int
+    num_trained: int  # 其中训练几个；冻结的没有梯度和动量
+
+    @classmethod
+    def of_model(
+        cls, model: nn.Module, datasets: Sequence[Dataset], settings: TrainingSettings, device: torch.device
+    ) -> "TrainingMemory":
+        """微调：一批只补齐到其中最长的样本，头可能只有几个分数，参数可能大半是冻结的。"""
+        longest = max(len(dataset[index][0]) for dataset in datasets for index in range(len(dataset)))
+        cfg = dataclasses.replace(model.cfg, context_length=longest, vocab_size=model.out_head.out_features)
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+        trained = sum(size for size, is_trained in sizes if is_trained)
+        return cls(cfg, settings, device, sum(size for size, _ in sizes), trained)
 
     def check(self) -> None:
         """估计要用的内存超过现有的，就抛出 RunError。"""
         settings, kind = self.settings, self.device.type
-        needed = estimate_training_bytes(self.cfg, self.cfg.num_parameters, settings.batch_size, kind)
-        fitting = largest_batch_size(self.cfg, self.cfg.num_parameters, kind, available_memory(self.device))
+        sizes = self.num_parameters, self.num_trained
+        needed = estimate_training_bytes(self.cfg, sizes[0], settings.batch_size, kind, sizes[1])
+        fitting = largest_batch_size(self.cfg, sizes[0], kind, available_memory(self.device), sizes[1])
         example = f"，如 {self._smaller_batch(fitting)}" if fitting else "；现在一批一个样本也装不下"
         check_memory(needed, self.device, f"减小 emb_dim / num_layers / --batch_size{example}。")
 
