@@ -20,9 +20,6 @@ test: .venv/development-installed
 check-model: .venv/runtime-installed
 	$(BIN)/python verify.py $(MODULES)
 
-check-model: .venv/runtime-installed
-	$(BIN)/python verify.py
-
 lint: .venv/development-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

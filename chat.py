@@ -8,6 +8,7 @@ import sys
 
 from model.config import ModelConfig
 from utils import cli
+from utils.console import hint
 from utils.dialogue import talk
 from utils.errors import UserError, run_program
 from utils.prompt_template import TEMPLATES, Turn, join_question
@@ -41,7 +42,7 @@ def main() -> None:
     from utils.adapter import apply_adapter, read_adapter
     from utils.conversation import Assistant
     from utils.device import choose_device
-    from utils.generation import Sampling
+    from utils.generation import Sampling, limit_top_k
     from utils.model_loading import load_model, move_model, open_language_model
 
     device = choose_device(args.device)
@@ -56,11 +57,19 @@ def main() -> None:
         model.template = adapter.template
     model = move_model(model.eval(), device, "auto")
     generator = torch.Generator().manual_seed(args.seed)
-    assistant = Assistant(model, tokenizer, Sampling(args.temperature, args.top_k), generator, args.max_new_tokens)
+    assistant = Assistant(
+        model,
+        tokenizer,
+        Sampling(args.temperature, limit_top_k(args.top_k, tokenizer.vocab_size)),
+        generator,
+        args.max_new_tokens,
+    )
     turns: list[Turn] = []
 
     def answer(question: str) -> None:
         turns.append(Turn(question))
+        if not assistant.fits(turns[-1]):
+            hint("提示：问话超过上下文长度，只看末尾")
         if args.show_prompt:
             print(f"［{assistant.prompt_text(turns)}］", file=sys.stderr)
         pieces = []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from model.config import ModelConfig
 from utils import cli
+from utils.console import hint
 from utils.dialogue import talk
 from utils.errors import UserError, run_program
 from utils.weights_file import check_weights_file
@@ -36,6 +37,8 @@ def main() -> None:
     model = model.float().to(device).eval()
 
     def answer(text: str) -> None:
+        if len(tokenizer.encode(text)) > model.cfg.context_length:
+            hint(f"提示：文字超过上下文长度，只看开头 {model.cfg.context_length} 个 token")
         with torch.inference_mode():
             label, probability = classify(model, tokenizer, text)
         print(f"{label}（{probability:.1%}）")

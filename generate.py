@@ -53,7 +53,7 @@ def main() -> None:
         from model.language_model import LanguageModel
         from utils.copy_check import index_file
         from utils.device import choose_device
-        from utils.generation import Sampling, stream_text
+        from utils.generation import Sampling, limit_top_k, stream_text
         from utils.model_loading import load_model, move_model, open_language_model
 
     device = choose_device(args.device)
@@ -94,14 +94,6 @@ def check_quantize(args: argparse.Namespace, device) -> None:
         raise UserError("--quantize", "不能与 --dtype 同时给出", "去掉其中一个。")
     if args.quantize and device.type != "cpu":
         raise UserError("--quantize", f"只用在 CPU 上，这里会用 {device.type.upper()}", "加 --device cpu，或去掉它。")
-
-
-def limit_top_k(top_k: int | None, vocab_size: int) -> int | None:
-    """不超过词表大小的 top_k。"""
-    if top_k is None or top_k <= vocab_size:
-        return top_k
-    print(f"提示：--top_k 已降为词表大小 {vocab_size}", file=sys.stderr)
-    return vocab_size
 
 
 def read_start(model, tokenizer, prompt: str):

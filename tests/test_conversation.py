@@ -42,3 +42,7 @@ def test_answer_is_streamed_without_the_prompt(assistant):
     answer = "".join(assistant.stream([NEW]))
     again = Assistant(assistant.model, assistant.tokenizer, Sampling(), torch.Generator(), 5)
     assert "问：" not in answer and answer == "".join(again.stream([NEW]))
+
+
+def test_question_longer_than_the_room_is_noticed(assistant):
+    assert assistant.fits(NEW) and not assistant.fits(Turn("长" * 500))

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 import pytest
 
 from conftest import ROOT
+from docs.pictures.__main__ import CHAPTERS, FOLDER, draw
 
 ESSAYS = sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "README.md")
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *(ROOT.glob("README.md"))]
@@ -73,6 +74,11 @@ def test_quoted_lines_are_in_the_code(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_mentioned_files_and_links_exist(page):
     assert missing_paths(page) == []
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_picture_is_what_its_script_draws(chapter):
+    assert (FOLDER / f"{chapter}.svg").read_text(encoding="utf-8") == draw(chapter)
 
 
 def test_map_lists_every_essay():

@@ -82,7 +82,8 @@ def test_classify_answers_once_and_in_a_dialogue(folder, tuned):
     assert once.code == 0 and re.fullmatch(r"垃圾（\d+\.\d%）\n", once.stdout)
     piped = run("classify.py", cwd=folder, stdin="回家吃饭 谢谢你\n\n加微信 贷款 中奖\nexit\n")
     answers = re.findall(r"模型: (\S+)（", piped.stdout)
-    assert (piped.code, piped.stderr, answers) == (0, "", ["正常", "垃圾"])
+    assert (piped.code, answers) == (0, ["正常", "垃圾"])
+    assert set(piped.stderr.splitlines()) == {"提示：文字超过上下文长度，只看开头 16 个 token"}
 
 
 @pytest.mark.parametrize("mode", ["head", "last_block", "lora"])
@@ -162,3 +163,14 @@ def test_dry_run_tells_memory_and_time_and_writes_nothing(folder):
         "--lora_rank",
         "emb_dim=32",
     )
+
+
+def test_long_text_is_answered_with_a_hint(folder, tuned):
+    result = run("classify.py", "--text", "贷款" * 500, cwd=folder)
+    assert result.code == 0 and result.stdout.startswith(("垃圾（", "正常（"))
+    assert result.stderr == "提示：文字超过上下文长度，只看开头 16 个 token\n"
+
+
+def test_dropout_of_the_flag_is_the_one_used(folder):
+    result = finetune(folder, "--drop_rate", 0.5, "--output_path", "dropped.pth", "--max_steps", 2)
+    assert result.code == 0 and read_model_file(folder / "dropped.pth").config["drop_rate"] == 0.5

@@ -133,3 +133,19 @@ def test_dry_run_tells_memory_and_time_and_writes_nothing(folder):
         "--lora_rank",
         "emb_dim=32",
     )
+
+
+def test_long_question_and_large_top_k_are_hinted(folder, tuned):
+    flags = ("--instruction", "长" * 300, "--top_k", 10**6, "--temperature", 1)
+    result = run("chat.py", *flags, cwd=folder)
+    assert result.code == 0 and "--top_k 已降为词表大小 300" in result.stderr
+    assert "提示：问话超过上下文长度，只看末尾" in result.stderr
+
+
+def test_resume_with_other_details_is_refused(folder, tuned):
+    flags = ("--output_path", "details.pth", "--max_steps", 2, "--trainable", "lora")
+    assert finetune(folder, *flags).code == 0
+    other = finetune(folder, *flags, "--resume", "--lora_rank", 4)
+    assert other.code == 2 and "lora_rank 是 8，现在的配置是 4" in other.stderr
+    other = finetune(folder, *flags, "--resume", "--template", "en")
+    assert other.code == 2 and "template 是 zh，现在的配置是 en" in other.stderr

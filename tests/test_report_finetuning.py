@@ -79,3 +79,25 @@ def test_exact_match_is_reported_before_and_after(monkeypatch, tmp_path, capsys)
     lines = capsys.readouterr().out.splitlines()
     assert "  首字  0% → 75%（4）" in lines
     assert "合计 0.0% → 66.7%（6），第 0 步的权重" in lines
+
+
+@pytest.mark.parametrize("report", [report_classifier, report_instruction])
+def test_result_is_measured_on_the_weights_in_the_file(monkeypatch, tmp_path, report):
+    """内存里是最后的，文件里是最好的：报告说的是文件里的。"""
+    trainer, files = make_trainer(), RunFiles(tmp_path / "a.pth")
+    trainer.model.labels = LABELS
+    files.save_model(trainer, 1.0)
+    saved = trainer.model.final_norm.weight.detach().clone()
+    trainer.step = 9
+    with torch.no_grad():
+        trainer.model.final_norm.weight.add_(1)
+    seen = []
+
+    def measure(model, *_):
+        seen.append(model.final_norm.weight.detach().clone())
+        return Metrics(LABELS, torch.eye(2, dtype=torch.long)) if report is report_classifier else {None: (1, 2)}
+
+    monkeypatch.setattr(report, "measure" if report is report_classifier else "measure_exact_match", measure)
+    before = trainer.validate_loader if report is report_classifier else {None: (0, 2)}
+    report.print_result(trainer, before, files, arguments())
+    assert torch.equal(seen[0], saved)

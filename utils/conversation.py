@@ -26,13 +26,24 @@ class Assistant:
 
     def prompt_ids(self, turns: Sequence[Turn]) -> list[int]:
         """最近几轮的 token id；最后一轮还没有回答。放不下时从最早的一轮忘起，一轮也放不下就只留末尾。"""
-        context_length = self.model.cfg.context_length
-        room = context_length - min(MIN_ANSWER, context_length // 2)
         for start in range(len(turns)):
-            token_ids, _ = encode_turns(turns[start:], TEMPLATES[self.model.template], self.tokenizer)
-            if len(token_ids) <= room:
+            token_ids = self._encode(turns[start:])
+            if len(token_ids) <= self._room:
                 break
-        return token_ids[-room:]
+        return token_ids[-self._room :]
+
+    def fits(self, turn: Turn) -> bool:
+        """这一问单独读得完。"""
+        return len(self._encode([turn])) <= self._room
+
+    @property
+    def _room(self) -> int:
+        """问话最多占多少个 token，其余的留给回答。"""
+        context_length = self.model.cfg.context_length
+        return context_length - min(MIN_ANSWER, context_length // 2)
+
+    def _encode(self, turns: Sequence[Turn]) -> list[int]:
+        return encode_turns(turns, TEMPLATES[self.model.template], self.tokenizer)[0]
 
     def prompt_text(self, turns: Sequence[Turn]) -> str:
         """模型真正读到的文字。"""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.console import hint
 from utils.text_utils import StreamDecoder, Tokenizer, text_to_token_ids
 
 
@@ -71,6 +72,14 @@ def sample_next_token(logits: Tensor, seen: Tensor, sampling: Sampling, generato
         return logits.argmax(dim=-1, keepdim=True)
     # 在 CPU 上抽签：同一台机器上，同一个种子不论模型在哪个设备都抽到同样的结果
     return torch.multinomial(logits.softmax(dim=-1).cpu(), 1, generator=generator).to(seen.device)
+
+
+def limit_top_k(top_k: int | None, vocab_size: int) -> int | None:
+    """top_k 超过词表时降为词表大小，并说一声。"""
+    if top_k is None or top_k <= vocab_size:
+        return top_k
+    hint(f"提示：--top_k 已降为词表大小 {vocab_size}")
+    return vocab_size
 
 
 @dataclass(frozen=True)
