@@ -16,7 +16,7 @@ from utils.errors import run_program
 from utils.settings import TrainingSettings, add_training_arguments
 from utils.text_file import TextFile
 from utils.training_output import claim_output
-from utils.weights_file import check_weights_file
+from utils.weights_file import check_weights_file, fingerprint
 
 DEFAULT_CONFIG = Path("configs/gpt2_config_124M.json")
 
@@ -56,26 +56,27 @@ def train(
     import torch
 
     from model.language_model import LanguageModel
-    from utils import dry_run, report
+    from utils import distributed, dry_run, report
     from utils.training_memory import TrainingMemory
     from utils.training_program import TrainingProgram
 
     program = TrainingProgram(args, settings, started)
     model, config = load_start(args, config)
     cfg = config.model
-    corpus = read_corpus(args, config, source)
+    data_digest = f"{source.digest} {source.encoding}"
+    program.agree_on(**cfg.to_dict(), 语料=data_digest, 初始权重=fingerprint(args.init_from))
+    corpus = distributed.in_turns("corpus", lambda: read_corpus(args, config, source))
     loaders = corpus.create_loaders(cfg.context_length, settings)
     if args.dry_run:
         dry_run.print_parameters(count_parameters(cfg))
     program.check_memory(TrainingMemory(cfg, settings, program.device, cfg.num_parameters, cfg.num_parameters))
 
     torch.manual_seed(settings.seed)
-    model = (model or LanguageModel(cfg)).to(program.device)
+    model = program.place(model) if model else program.create(lambda: LanguageModel(cfg), cfg.num_parameters)
     model.tokenizer_state = corpus.tokenizer.state()
     trainer = program.build_trainer(model, loaders)
     report.print_start(trainer, corpus, config.path, program.dtype)
     story = report.tell_story(trainer, corpus, source)
-    data_digest = f"{source.digest} {source.encoding}"
     files = program.train_to_file(trainer, args.model_path, data_digest, story, details={})
     if files:
         report.print_result(trainer, corpus, files)

@@ -14,6 +14,8 @@ from utils.checkpoint_files import FROM_SCRATCH, NAME, list_checkpoints, step_of
 from utils.console import hint
 from utils.errors import RunError, UserError
 from utils.files import keep_backup, megabytes, remove_leftovers, sync_folder
+from utils.processes import on_main
+from utils.parallel import PARALLEL
 from utils.run_history import RunHistory
 from utils.run_identity import RunIdentity
 from utils.train_utils import PROGRESS, Evaluation
@@ -30,6 +32,7 @@ class Checkpoints:
         self.folder = folder
         self._damaged: set[Path] = set()
 
+    @on_main
     def set_aside(self) -> None:
         """从头训练，写第一个文件之前：以前的检查点连文件夹改名保留。"""
         if self.folder.exists():
@@ -37,6 +40,7 @@ class Checkpoints:
             backup = keep_backup(self.folder)
             hint(f"已有的 {self.folder} 保留为 {backup.name}（{megabytes(size)}，用不着就可以删掉）")
 
+    @on_main
     def remove_leftovers(self) -> None:
         """删去上次被杀死时没来得及删的临时文件。"""
         remove_leftovers(self.folder, NAME.pattern)
@@ -125,7 +129,8 @@ def _check_structure(path: Path, state: dict) -> None:
         and isinstance(state["is_finished"], bool)
         and run.keys() == {item.name for item in fields(RunIdentity)}
         and all(isinstance(run[name], dict) for name in ("config", "settings", "environment"))
-        and all(value.dtype == torch.uint8 for value in (state["random"]["cpu"], *state["random"].values()))
+        and _are_random_states(state["random"])
+        and (state.get("processes") is None or _are_processes(**state["processes"]))
         and len(state["records"]) > 0
         and all(map(_is_record, state["records"]))
     )
@@ -137,6 +142,15 @@ def _check_structure(path: Path, state: dict) -> None:
         for number, values in optimizer.items():
             check_tensors(path, {f"optimizers.{index}.{number}.{name}": value for name, value in values.items()})
     state["model"] = model_file_of(path, state["model"])
+
+
+def _are_random_states(*states: dict) -> bool:
+    return all(value.dtype == torch.uint8 for state in states for value in (state["cpu"], *state.values()))
+
+
+def _are_processes(mode: str, random: list[dict]) -> bool:
+    """几个进程一起训练时记下的：并行方式，各个进程的随机状态。"""
+    return mode in PARALLEL and len(random) > 1 and _are_random_states(*random)
 
 
 def _is_number(value: object) -> bool:
