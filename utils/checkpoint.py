@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from utils import shards
 from utils.archive import NOT_A_MODEL, check_archive, write_sealed
 from utils.errors import UserError, is_out_of_memory
 from utils.files import write_atomically
+from utils.processes import is_main
 from utils.text_utils import Tokenizer, load_gpt2_tokenizer
 
 DESCRIPTION_KEY = "_extra_state"  # LanguageModel.get_extra_state 的结果在 state_dict 里的名字
@@ -45,7 +47,7 @@ def count_bytes(state: object) -> int:
 
     def visit(value: object) -> None:
         if isinstance(value, Tensor):
-            sizes[value.data_ptr()] = value.numel() * value.element_size()
+            sizes[shards.local(value).data_ptr()] = value.numel() * value.element_size()
         for item in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
             visit(item)
 
@@ -55,10 +57,23 @@ def count_bytes(state: object) -> int:
 
 def save_model(path: Path, model: nn.Module, keep_old: bool = False, origin: dict | None = None) -> Path | None:
     """把 state_dict 写成谁都能用 torch.load(path, weights_only=True) 读的文件；origin 见 ModelFile。"""
-    state = model.plain_state_dict()
+    state = whole_state(model.plain_state_dict())
     if origin:
         state[DESCRIPTION_KEY] = {**state[DESCRIPTION_KEY], "origin": origin}
-    return save_state(path, state, keep_old)
+    return save_state(path, state, keep_old) if is_main() else None
+
+
+def whole_state(state: dict) -> dict:
+    """分片的张量一个一个合成整个的，只有进程 0 留着，在内存里；没有分片的不变。共用的仍是同一个。"""
+    merged = {}
+    for name, value in state.items():
+        if isinstance(value, Tensor) and shards.is_sharded(value):
+            place = shards.local(value).untyped_storage()._cdata
+            if place not in merged:
+                full = shards.whole(value)
+                merged[place] = full.cpu() if is_main() else None
+            state = {**state, name: merged[place]}
+    return state
 
 
 def read_model_file(path: Path) -> ModelFile:

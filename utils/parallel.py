@@ -49,10 +49,6 @@ class OneProcess:
         """里面的前向和反向算的是这一次更新的最后一批时，才与别的进程交换梯度。"""
         return nullcontext()
 
-    def local(self, tensor: Tensor) -> Tensor:
-        """tensor 在这个进程里的那一份。"""
-        return tensor
-
     def whole_norms(self, norms: list[Tensor]) -> list[Tensor]:
         """由各个进程那一份的范数，得到整个的。"""
         return norms
@@ -85,7 +81,18 @@ class Replicated(OneProcess):
         return nullcontext() if is_last else self.forward.no_sync()
 
 
-PARALLEL = {parallel.mode: parallel for parallel in (Replicated,)}
+MODES = ("ddp", "fsdp")
+
+
+def build_parallel(mode: str) -> OneProcess:
+    """mode 是 MODES 之一；只有一个进程时都一样。"""
+    if processes.world_size() == 1:
+        return OneProcess()
+    if mode == "ddp":
+        return Replicated()
+    from utils.sharded import Sharded  # 载入 FSDP 要半秒，用到才载入
+
+    return Sharded()
 
 
 def _add_gradients(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:

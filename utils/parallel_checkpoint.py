@@ -56,4 +56,4 @@ def compare_processes(path: Path, state: dict, parallel: OneProcess, is_allowed:
     return [f"提示：由 {texts[0]}改为 {texts[1]}：样本的次序不变，{changed}变了，从这里起不再逐位相同"]
 
 
-CHECKPOINTS = {"one": Checkpoints, "ddp": ReplicatedCheckpoints}
+CHECKPOINTS = {"one": Checkpoints, "ddp": ReplicatedCheckpoints, "fsdp": ReplicatedCheckpoints}

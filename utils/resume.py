@@ -15,7 +15,7 @@ from utils.console import hint
 from utils.errors import RunError, UserError
 from utils.files import keep_backup, megabytes, remove_leftovers, sync_folder
 from utils.processes import on_main
-from utils.parallel import PARALLEL
+from utils.parallel import MODES
 from utils.run_history import RunHistory
 from utils.run_identity import RunIdentity
 from utils.train_utils import PROGRESS, Evaluation
@@ -150,7 +150,7 @@ def _are_random_states(*states: dict) -> bool:
 
 def _are_processes(mode: str, random: list[dict]) -> bool:
     """几个进程一起训练时记下的：并行方式，各个进程的随机状态。"""
-    return mode in PARALLEL and len(random) > 1 and _are_random_states(*random)
+    return mode in MODES and len(random) > 1 and _are_random_states(*random)
 
 
 def _is_number(value: object) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from utils import shards
 from utils.budget import Budget
 from utils.cross_entropy import IGNORE_INDEX, cross_entropy
 from utils.data_loader import create_dataloader
@@ -61,8 +62,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """关掉 dropout 和梯度，结束后恢复原来的模式。"""
     was_training = model.training
     model.eval()
+    # 推理模式里凑齐的权重不能再用来训练，所以分片的模型只关梯度
+    is_sharded = any(map(shards.is_sharded, model.parameters()))
     try:
-        with torch.inference_mode():
+        with torch.no_grad() if is_sharded else torch.inference_mode():
             yield
     finally:
         model.train(was_training)

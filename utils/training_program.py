@@ -16,7 +16,7 @@ from utils.device import autocast, available_memory, choose_device, choose_dtype
 from utils.errors import UserError
 from utils.memory import keep_freed_memory
 from utils.optimizers import build_optimizers
-from utils.parallel import PARALLEL, OneProcess
+from utils.parallel import OneProcess, build_parallel
 from utils.random_state import seed_process
 from utils.run_files import RunFiles
 from utils.run_identity import RunIdentity
@@ -79,7 +79,7 @@ class TrainingProgram:
             if mode == "auto":
                 is_large = SHARDED_BYTES * num_parameters > ROOM * available_memory(self.device)
                 mode = distributed.from_main("fsdp" if is_large else "ddp")
-            self._parallel = PARALLEL[mode]() if processes.world_size() > 1 else OneProcess()
+            self._parallel = build_parallel(mode)
         return self._parallel
 
     def create(self, make_model: Callable[[], nn.Module], num_parameters: int) -> nn.Module:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from utils import shards
 from utils.budget import Budget
 from utils.checkpoint import count_bytes, load_weights
 from utils.checkpoint_files import FROM_SCRATCH, checkpoint_folder, list_checkpoints
@@ -324,5 +325,5 @@ def check_finite(record: Evaluation) -> None:
 
 def is_finite(model: nn.Module) -> bool:
     """权重都是有限数，在每个进程上。"""
-    is_here = all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+    is_here = all(bool(torch.isfinite(shards.local(parameter)).all()) for parameter in model.parameters())
     return not any(max_over([not is_here]))

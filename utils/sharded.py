@@ -1,0 +1,103 @@
+"""FSDP：权重、梯度、动量按行分给各个进程，用到哪一块才凑齐哪一块，用完就放掉。道理见 docs/多机训练.md。"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from utils import processes, shards
+from utils.parallel import Replicated
+
+
+class Sharded(Replicated):
+    """fully_shard (FSDP2)：每个 Transformer 块是一组，其余的是一组；各组前向时凑齐，算完放掉，反向时再凑一次。"""
+
+    mode = "fsdp"
+
+    def __init__(self):
+        self._start: RecordedStart | None = None
+
+    def create(self, make_model: Callable[[], nn.Module], device: torch.device) -> nn.Module:
+        """只有形状的模型；wrap 时每个进程只填自己的那几行，谁也不必放下整个模型。"""
+        self._device = device
+        self._start = RecordedStart()
+        with torch.device("meta"), self._start:
+            model = make_model()
+        self._start.name_parameters(model)
+        return model
+
+    def place(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """先留在内存里，wrap 时一块一块地分。"""
+        self._device = device
+        return model
+
+    def wrap(self, model: nn.Module) -> None:
+        mesh = init_device_mesh(self._device.type, (processes.world_size(),))
+        for module in (*model.trf_blocks, model):
+            # 最外面一组也要放掉：评估之后更新参数，留着的就是旧的
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+            module.set_gradient_divide_factor(1.0)  # 梯度相加而不是平均，理由同 DDP
+            module.set_force_sum_reduction_for_comms(True)
+        register_fsdp_forward_method(model, "next_logits")  # 生成和分类用它
+        if self._start:
+            self._start.fill(model, self._device)
+        self.forward = model
+
+    def exchanging(self, is_last: bool) -> AbstractContextManager:
+        self.forward.set_requires_gradient_sync(is_last)
+        return nullcontext()
+
+    def whole_norms(self, norms: list[Tensor]) -> list[Tensor]:
+        squares = torch.stack(norms).square()
+        dist.all_reduce(squares)
+        return list(squares.sqrt())
+
+
+class RecordedStart(TorchDispatchMode):
+    """记下建立模型时怎样填权重，之后一个一个地重做，只留自己的那几行：随机数与整个建立时逐个相同。"""
+
+    def __init__(self):
+        super().__init__()
+        self._calls: list[tuple[Tensor, Any, tuple, dict]] = []
+        self._names: dict[int, str] = {}
+
+    def __torch_dispatch__(self, function: Any, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function in FACTORIES:
+            self._calls.append((result, _aten.fill_.Scalar, FACTORIES[function], {}))
+        elif function in FILLS:
+            self._calls.append((args[0], function, args[1:], kwargs or {}))
+        return result
+
+    def name_parameters(self, model: nn.Module) -> None:
+        """建立完之后，记下哪处内存是哪个参数。"""
+        self._names = {_storage_of(parameter): name for name, parameter in model.named_parameters()}
+
+    @torch.no_grad()
+    def fill(self, model: nn.Module, device: torch.device) -> None:
+        """依原来的次序重做；model 已经分片，还没有内存。"""
+        model.to_empty(device=device)
+        parameters = dict(model.named_parameters())
+        for meta, function, args, kwargs in self._calls:
+            values = torch.empty(meta.shape, dtype=meta.dtype)
+            function(values, *args, **kwargs)
+            if name := self._names.get(_storage_of(meta)):
+                shards.copy_rows(parameters[name], values)
+        self._calls.clear()
+        if list(model.position.buffers()):  # RoPE 的正弦和余弦由配置就能重算
+            model.position = type(model.position)(model.cfg).to(device)
+
+
+def _storage_of(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+_aten = torch.ops.aten
+FILLS = {_aten.uniform_.default, _aten.normal_.default, _aten.zero_.default, _aten.fill_.Scalar}
+FACTORIES = {_aten.ones.default: (1,), _aten.zeros.default: (0,)}
