@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from utils import shards
 from utils.archive import NOT_A_MODEL, check_archive, write_sealed
+from utils.checkpoint_files import size_of
 from utils.errors import UserError, is_out_of_memory
 from utils.files import write_atomically
 from utils.processes import is_main
@@ -123,7 +124,7 @@ def _is_description(description: dict) -> bool:
 
 def check_tensors(path: Path, weights: dict[Any, Any]) -> None:
     """path 里读出的 {名字: 张量} 都是普通、完整、有限的数。"""
-    size = path.stat().st_size
+    size = size_of(path)
     for name, tensor in weights.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise UserError(path, NOT_A_MODEL)
@@ -180,6 +181,10 @@ def load_weights(model: nn.Module, file: ModelFile, config_name: object, assign:
         advice = '在配置里写上 "tie_weights": false。'
         raise UserError(file.path, f"与 {config_name} 不符：tok_emb.weight 与 out_head.weight 不同", advice)
     description = {"config": file.config, "tokenizer": file.tokenizer, "template": file.template}
+    if any(map(shards.is_sharded, expected.values())):
+        for name, target in expected.items():
+            shards.copy_rows(target, weights[name])
+        weights = expected
     model.load_state_dict({**weights, DESCRIPTION_KEY: description}, assign=assign)
 
 

@@ -23,6 +23,11 @@ def step_of(path: Path) -> int:
     return int(NAME.fullmatch(path.name)[1])
 
 
+def size_of(path: Path) -> int:
+    """一个检查点的字节数；FSDP 的是文件夹。"""
+    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else (path,)))
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """文件夹里的全部检查点，由旧到新；别的文件不算。"""
     names = folder.iterdir() if folder.is_dir() else ()

@@ -21,7 +21,6 @@ from utils.data_loader import batches_at
 from utils.errors import UserError
 
 POLL_SECONDS = 0.05
-JOIN_SECONDS = 600  # 等全部进程到齐
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -33,6 +32,8 @@ def is_on() -> bool:
 
 def start(device: torch.device, patience: float) -> None:
     """与其他进程连成一组；patience 是等别的进程最多几秒。CPU 上的张量走 gloo，显卡上的走 NCCL。"""
+    if is_on():
+        return
     if not processes.spans_machines():  # 一台机器之内只用回环地址，别的机器连不上
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(variable, _loopback())
@@ -137,9 +138,10 @@ def in_turns(name: str, make: Callable[[], Result]) -> Result:
 
 def _wait_for_all(key: str) -> None:
     """等全部进程走到这里，没有时限；用 store 而不用 barrier，后者有时限。"""
-    store = dist.distributed_c10d._get_default_store()
-    store.add(key, 1)
-    while store.add(key, 0) < dist.get_world_size():
+    store, size = dist.distributed_c10d._get_default_store(), dist.get_world_size()
+    number = store.add(key, 1)
+    everyone = -(-number // size) * size  # 同一个 key 用过几次也数得清
+    while store.add(key, 0) < everyone:
         time.sleep(POLL_SECONDS)
 
 

@@ -14,7 +14,9 @@ BLOCK = re.compile(r"trf_blocks\.(\d+)\.")
 EMBEDDINGS = ("tok_emb", "position")
 
 
-def clip_gradients(model: nn.Module, limit: float, parallel: OneProcess | None = None) -> tuple[float, dict[str, Tensor]]:
+def clip_gradients(
+    model: nn.Module, limit: float, parallel: OneProcess | None = None
+) -> tuple[float, dict[str, Tensor]]:
     """总范数超过 limit 就按比例缩小全部梯度；-> (缩小之前的总范数, {参数名: 它的范数})
 
     结果与 nn.utils.clip_grad_norm_ 逐位相同；各参数的范数本来就要算，留下来不多花时间。

@@ -54,7 +54,8 @@ class Muon(torch.optim.Optimizer):
     def _update(self, parameters: list[Tensor], group: dict, learning_rate: float) -> None:
         """更新一批形状相同的矩阵。"""
         # 正交化要看整个矩阵：分了片就先凑齐，算完各更新自己的那几行
-        updates = torch.stack([shards.whole(self._accelerate(parameter, group["momentum"])) for parameter in parameters])
+        moving = (self._accelerate(parameter, group["momentum"]) for parameter in parameters)
+        updates = torch.stack([shards.whole(update) for update in moving])
         for parameter, update in zip(parameters, orthogonalize(updates), strict=True):
             rows = shards.own_rows(update, parameter)
             shards.local(parameter).mul_(1 - group["lr"] * group["weight_decay"]).add_(rows, alpha=-learning_rate)

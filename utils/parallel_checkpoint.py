@@ -18,9 +18,13 @@ class ReplicatedCheckpoints(Checkpoints):
 
     mode = "ddp"
 
-    def save(self, state: dict) -> Path | None:
+    def save(self, state: dict) -> Path:
         everyone = {"mode": self.mode, "random": distributed.gather(state["random"])}
-        return super().save({**state, "processes": everyone}) if processes.is_main() else None
+        return super().save({**state, "processes": everyone})
+
+    @processes.on_main
+    def _write(self, path: Path, state: dict, keep_old: bool) -> None:
+        super()._write(path, state, keep_old)
 
     def load_newest(self) -> tuple[Path, dict]:
         """进程 0 读出来，再告诉别的进程：它们不必看得到这个文件夹。"""
@@ -56,4 +60,10 @@ def compare_processes(path: Path, state: dict, parallel: OneProcess, is_allowed:
     return [f"提示：由 {texts[0]}改为 {texts[1]}：样本的次序不变，{changed}变了，从这里起不再逐位相同"]
 
 
-CHECKPOINTS = {"one": Checkpoints, "ddp": ReplicatedCheckpoints, "fsdp": ReplicatedCheckpoints}
+def build_checkpoints(mode: str, folder: Path) -> Checkpoints:
+    """mode 是 OneProcess 等的 mode。"""
+    if mode == "fsdp":
+        from utils.sharded_checkpoint import ShardedCheckpoints  # 载入 FSDP 的东西要半秒，用到才载入
+
+        return ShardedCheckpoints(folder)
+    return ReplicatedCheckpoints(folder) if mode == "ddp" else Checkpoints(folder)

@@ -30,6 +30,15 @@ def own_rows(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor[rows * number : rows * (number + 1)]
 
 
+def split_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """整个的 tensor 照 like 的样子分片；like 没有分片，或 tensor 已经分好，就是它自己。"""
+    if not is_sharded(like) or is_sharded(tensor):
+        return tensor
+    parts = torch.zeros_like(like, requires_grad=False)
+    copy_rows(parts, tensor)
+    return parts
+
+
 @torch.no_grad()
 def copy_rows(target: Tensor, tensor: Tensor) -> None:
     """把整个的 tensor 里属于这个进程的那几行，复制进 target。"""

@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from utils import shards
 from utils.budget import Budget
-from utils.checkpoint import count_bytes, load_weights
-from utils.checkpoint_files import FROM_SCRATCH, checkpoint_folder, list_checkpoints
+from utils.checkpoint import count_bytes
+from utils.checkpoint_files import checkpoint_folder, list_checkpoints, size_of
 from utils.console import hint, say
 from utils.distributed import is_on, max_over, number_from_main, wait_for_all
 from utils.errors import UserError, leave_by_signal, stop_signals
 from utils.files import check_free_space
 from utils.loss_spikes import SpikeDetector
-from utils.parallel_checkpoint import CHECKPOINTS, compare_processes
+from utils.parallel_checkpoint import build_checkpoints, compare_processes
 from utils.processes import is_main, on_main
 from utils.resume import MAX_FILES
 from utils.run_files import Kept, RunFiles
@@ -123,7 +123,8 @@ class TrainingRun:
         story: RunStory | None = None,
     ):
         self.trainer, self.budget, self.identity = trainer, budget, identity
-        self.files, self.checkpoints = RunFiles(model_path), CHECKPOINTS[trainer.parallel.mode](checkpoint_folder(model_path))
+        self.files = RunFiles(model_path)
+        self.checkpoints = build_checkpoints(trainer.parallel.mode, checkpoint_folder(model_path))
         self.report = RunReport(self.files.report, trainer, budget, identity, story or RunStory())
         self._is_resumed = False
         self._saved: tuple | None = None  # 上一个检查点的 _position()
@@ -150,18 +151,14 @@ class TrainingRun:
         weights = count_bytes(self.trainer.model.state_dict())
         # 模型文件和正在写的新的；检查点再加优化器至多两份动量
         needed = 2 * weights + MAX_FILES * 3 * weights
-        check_free_space(self.files.model, needed - sum(path.stat().st_size for path in reused))
+        check_free_space(self.files.model, needed - sum(map(size_of, reused)))
 
     def _resume(self, allow_data_change: bool, allow_process_change: bool) -> None:
         """装回最新的完好的检查点；与现在的命令对不上就抛出 UserError，不改动任何文件。"""
         path, state = self.checkpoints.load_newest()
         notes = compare_runs(path, state["run"], self.identity, allow_data_change)
         notes += compare_processes(path, state, self.trainer.parallel, allow_process_change)
-        load_weights(self.trainer.model, state["model"], "现在的配置")
-        try:
-            self.trainer.load_progress(state)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError):
-            raise UserError(path, "里面的训练状态与现在的模型不符", FROM_SCRATCH) from None
+        self.checkpoints.load_into(self.trainer, path, state)
         self.budget.continue_after(state["seconds"])
         limits = [{name: run["settings"].get(name) for name in LIMITS} for run in (state["run"], asdict(self.identity))]
         if state["is_finished"] and limits[0] == limits[1]:
