@@ -58,23 +58,14 @@ def count_bytes(state: object) -> int:
 
 def save_model(path: Path, model: nn.Module, keep_old: bool = False, origin: dict | None = None) -> Path | None:
     """把 state_dict 写成谁都能用 torch.load(path, weights_only=True) 读的文件；origin 见 ModelFile。"""
-    state = whole_state(model.plain_state_dict())
+    state = model.plain_state_dict()
     if origin:
         state[DESCRIPTION_KEY] = {**state[DESCRIPTION_KEY], "origin": origin}
+    if any(map(shards.is_sharded, model.parameters())):
+        from utils.streamed_state import save_streamed
+
+        return save_streamed(path, state, keep_old)
     return save_state(path, state, keep_old) if is_main() else None
-
-
-def whole_state(state: dict) -> dict:
-    """分片的张量一个一个合成整个的，只有进程 0 留着，在内存里；没有分片的不变。共用的仍是同一个。"""
-    merged = {}
-    for name, value in state.items():
-        if isinstance(value, Tensor) and shards.is_sharded(value):
-            place = shards.local(value).untyped_storage()._cdata
-            if place not in merged:
-                full = shards.whole(value)
-                merged[place] = full.cpu() if is_main() else None
-            state = {**state, name: merged[place]}
-    return state
 
 
 def read_model_file(path: Path) -> ModelFile:

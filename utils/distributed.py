@@ -7,13 +7,15 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import psutil
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from utils import processes
@@ -60,6 +62,52 @@ def from_main(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def tensors_from_main(tensors: dict[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:
+    """进程 0 的 {名字: 张量}（都在内存里），一个一个地传，收到就用，用完就放掉；别的进程给 None。"""
+    if not is_on():
+        yield from tensors.items()
+        return
+    named = tensors if processes.is_main() else {}
+    for name, shape, dtype in from_main([(name, tensor.shape, tensor.dtype) for name, tensor in named.items()]):
+        tensor = named[name].contiguous() if processes.is_main() else torch.empty(shape, dtype=dtype)
+        dist.broadcast(tensor, src=0)
+        yield name, tensor
+
+
+def state_from_main(state: Any) -> Any:
+    """进程 0 的 state，同 from_main；里面的张量一个一个地传，不必装进一大段字节里。"""
+    taken = {}
+
+    def take(tensor: Tensor) -> _Slot:
+        number = str(len(taken))
+        taken[number] = tensor
+        return _Slot(number)
+
+    skeleton = from_main(_replace(state, Tensor, take))
+    received = dict(tensors_from_main(taken))
+    return _replace(skeleton, _Slot, lambda slot: received[slot.number])
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """这里本来是第 number 个张量。"""
+
+    number: str
+
+
+def _replace(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """字典、列表、dataclass 里面的每个 kind 换成 change(它)。"""
+    if isinstance(value, kind):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _replace(item, kind, change) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_replace(item, kind, change) for item in value)
+    if is_dataclass(value):
+        return replace(value, **{f.name: _replace(getattr(value, f.name), kind, change) for f in fields(value)})
+    return value
 
 
 def number_from_main(number: float) -> float:

@@ -28,7 +28,7 @@ class ReplicatedCheckpoints(Checkpoints):
 
     def load_newest(self) -> tuple[Path, dict]:
         """进程 0 读出来，再告诉别的进程：它们不必看得到这个文件夹。"""
-        path, state = distributed.from_main(super().load_newest() if processes.is_main() else None)
+        path, state = distributed.state_from_main(super().load_newest() if processes.is_main() else None)
         return path, {**state, "random": _own_random(state)}
 
 

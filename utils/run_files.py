@@ -6,14 +6,15 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from utils import shards
 from utils.adapter import save_adapter
-from utils.checkpoint import read_model_file, save_model
+from utils.checkpoint import load_weights, read_model_file, save_model
 from utils.console import hint
-from utils.distributed import from_main
+from utils.distributed import from_main, is_on, tensors_from_main
 from utils.errors import UserError
 from utils.files import keep_backup, link_backup, list_backups, remove_leftovers, write_atomically
 from utils.plotting import plot_losses
-from utils.processes import on_main
+from utils.processes import is_main, on_main
 from utils.train_utils import Evaluation, Trainer
 
 
@@ -64,6 +65,18 @@ class RunFiles:
             if origin := read_model_file(self.model).origin:
                 return Kept(origin["step"], origin["validate_loss"])
         return None
+
+    def load_kept(self, trainer: Trainer) -> None:
+        """训练之后：内存里是最后的权重，文件里是最好的，要说的是文件里的。"""
+        if self.kept.step == trainer.step:
+            return
+        file = read_model_file(self.model) if is_main() else None
+        if not is_on():
+            load_weights(trainer.model, file, self.model)
+            return
+        targets = trainer.model.state_dict()
+        for name, tensor in tensors_from_main(file and file.weights):
+            shards.copy_rows(targets[name], tensor)
 
     def save_model(self, trainer: Trainer, validate_loss: float | None) -> None:
         origin = {"step": trainer.step, "validate_loss": validate_loss}

@@ -1,5 +1,6 @@
 """FSDP：权重、梯度、动量按行分给各个进程，用到哪一块才凑齐哪一块，用完就放掉。道理见 docs/多机训练.md。"""
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -45,6 +46,7 @@ class Sharded(Replicated):
             module.set_gradient_divide_factor(1.0)  # 梯度相加而不是平均，理由同 DDP
             module.set_force_sum_reduction_for_comms(True)
         register_fsdp_forward_method(model, "next_logits")  # 生成和分类用它
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # 没有人就地改它的输出
         if self._start:
             self._start.fill(model, self._device)
         self.forward = model

@@ -75,9 +75,11 @@ class TrainingProgram:
     def parallel_for(self, num_parameters: int) -> OneProcess:
         """照 --parallel 挑一种做法；auto 在每个进程放得下整个模型时用 ddp。"""
         if self._parallel is None:
-            mode = self.args.parallel
+            mode, is_lora = self.args.parallel, getattr(self.args, "trainable", None) == "lora"
+            if mode == "fsdp" and is_lora:
+                raise UserError("--parallel", "fsdp 不能与 --trainable lora 同用", "用 --parallel ddp。")
             if mode == "auto":
-                is_large = SHARDED_BYTES * num_parameters > ROOM * available_memory(self.device)
+                is_large = not is_lora and SHARDED_BYTES * num_parameters > ROOM * available_memory(self.device)
                 mode = distributed.from_main("fsdp" if is_large else "ddp")
             self._parallel = build_parallel(mode)
         return self._parallel
