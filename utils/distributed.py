@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from utils import processes
 from utils.data_loader import batches_at
 from utils.errors import UserError
+from utils.peers import watch
 
 POLL_SECONDS = 0.05
 
@@ -47,6 +48,7 @@ def start(device: torch.device, patience: float) -> None:
         if "EADDRINUSE" in str(error):
             raise UserError(where, "端口已被占用", "换一个：torchrun --master_port，或设 MASTER_PORT。") from None
         raise UserError(where, "连不上", "检查地址、端口和防火墙，各台机器的 torchrun 参数要一致。") from None
+    watch().begin(patience)
 
 
 def _loopback() -> str:
@@ -59,6 +61,7 @@ def from_main(value: Any) -> Any:
     """进程 0 的 value。"""
     if not is_on():
         return value
+    watch().mark()
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
@@ -119,6 +122,7 @@ def gather(value: Any) -> list[Any]:
     """各个进程的 value，依次序。"""
     if not is_on():
         return [value]
+    watch().mark()
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
@@ -137,6 +141,7 @@ def max_over(numbers: Sequence[float]) -> list[float]:
 def _reduce(numbers: Sequence[float], operation: Any) -> list[float]:
     if not is_on():
         return list(numbers)
+    watch().mark()
     tensor = torch.tensor(numbers, dtype=torch.float64)  # 到 2⁵³ 的整数都准确
     dist.all_reduce(tensor, operation)
     return [type(number)(value) for number, value in zip(numbers, tensor.tolist(), strict=True)]
@@ -177,10 +182,11 @@ def in_turns(name: str, make: Callable[[], Result]) -> Result:
         return make()
     is_first = processes.local_rank() == 0
     turn = 0 if processes.is_main() else 1 if is_first else 2
-    for number in range(3):
-        if number == turn:
-            result = make()
-        _wait_for_all(f"{name} {number}")
+    with watch().resting():
+        for number in range(3):
+            if number == turn:
+                result = make()
+            _wait_for_all(f"{name} {number}")
     return result
 
 
@@ -196,6 +202,7 @@ def _wait_for_all(key: str) -> None:
 def wait_for_all() -> None:
     """等全部进程走到这里。"""
     if is_on():
+        watch().mark()
         dist.barrier()
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from utils import processes
 from utils.cross_entropy import IGNORE_INDEX
 from utils.data_loader import EpochSampler, with_batches
+from utils.peers import watch
 from utils.training_memory import TrainingMemory
 
 
@@ -97,6 +98,7 @@ def build_parallel(mode: str) -> OneProcess:
 
 def _add_gradients(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """梯度相加而不是平均：各进程的损失已经按整批的 token 数加权。"""
+    watch().mark()
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda future: future.value()[0])
 
