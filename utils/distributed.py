@@ -22,6 +22,7 @@ from utils import processes
 from utils.data_loader import batches_at
 from utils.errors import UserError
 from utils.peers import watch
+from utils.rendezvous import meet
 
 POLL_SECONDS = 0.05
 
@@ -43,12 +44,16 @@ def start(device: torch.device, patience: float) -> None:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=patience))
+        store, rank, world_size = next(dist.rendezvous("env://"))
+        name = meet(store)
+        store = dist.PrefixStore(name, store)
+        limit = timedelta(seconds=patience)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)
     except dist.DistNetworkError as error:
         if "EADDRINUSE" in str(error):
             raise UserError(where, "端口已被占用", "换一个：torchrun --master_port，或设 MASTER_PORT。") from None
         raise UserError(where, "连不上", "检查地址、端口和防火墙，各台机器的 torchrun 参数要一致。") from None
-    watch().begin(patience)
+    watch().begin(patience, name)
 
 
 def _loopback() -> str:

@@ -127,7 +127,7 @@ def _is_lost(error: Exception) -> bool:
     """是因为别的进程没了，就说出是谁。"""
     from utils import peers
 
-    if not peers.is_lost(error):
+    if not peers.is_lost(error) or not peers.watch().is_alive():
         return False
     peers.tell_lost()
     return True

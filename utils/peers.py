@@ -48,13 +48,17 @@ class Watch(threading.Thread):
         super().__init__(daemon=True)
         self._main = threading.main_thread().ident
         self._beat, self._position, self._moved_at = 0, 0, time.monotonic()
-        self._is_resting = False
+        self._is_resting, self._store = False, None
         self._lock = threading.Lock()
 
-    def begin(self, patience: float) -> None:
-        """开始报平安；patience 秒没有往前走，就看看是不是别人停住了。"""
-        self._patience, self._store = patience, _connect()
+    def begin(self, patience: float, name: str) -> None:
+        """开始报平安；patience 秒没有往前走，就看看是不是别人停住了。name 是这一批进程的名字。"""
+        self._patience, self._store = patience, _connect(name)
         super().start()
+
+    def store(self) -> dist.Store:
+        """传消息的地方；还没有到齐时用公共的。"""
+        return self._store or _connect("early")
 
     def mark(self) -> None:
         """又要与别人交换一次了。"""
@@ -161,11 +165,11 @@ def _in_time(act):
     return results[0] if results else None
 
 
-def _connect() -> dist.Store:
+def _connect(name: str) -> dist.Store:
     """到 torchrun 的 TCPStore 另开一条连接。"""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=STORE_SECONDS))
-    return dist.PrefixStore("peers", store)
+    return dist.PrefixStore(f"{name} peers", store)
 
 
 def _place_of(frame: FrameType | None) -> str:
@@ -205,5 +209,5 @@ def tell_lost() -> None:
 def is_first_to_say(text: str) -> bool:
     """各个进程常有同样的错误（如写错的参数），只让最先说的那个说。"""
     key = hashlib.sha256(text.encode()).hexdigest()
-    first = _in_time(lambda: _connect().add(f"said {key}", 1) == 1)
+    first = _in_time(lambda: watch().store().add(f"said {key}", 1) == 1)
     return processes.is_main() if first is None else first

@@ -82,9 +82,11 @@ def _write_zip(file: BinaryIO, state: dict, tensors: Iterator[Tensor]) -> None:
     alignment = _get_storage_alignment()
     writer = torch._C.PyTorchFileWriter(file, True, alignment)
     records = {"data.pkl": buffer.getvalue(), ".format_version": b"1", ".storage_alignment": str(alignment).encode()}
-    for name, data in {**records, "byteorder": sys.byteorder.encode()}.items():
-        writer.write_record(name, data, len(data))
-    for number, tensor in enumerate(tensors):
-        storage = tensor.contiguous().untyped_storage()
-        writer.write_record(f"data/{number}", storage, storage.nbytes())
-    writer.write_end_of_file()
+    try:
+        for name, data in {**records, "byteorder": sys.byteorder.encode()}.items():
+            writer.write_record(name, data, len(data))
+        for number, tensor in enumerate(tensors):
+            storage = tensor.contiguous().untyped_storage()
+            writer.write_record(f"data/{number}", storage, storage.nbytes())
+    finally:
+        writer.write_end_of_file()  # 出了错也要：否则它在文件关上之后才写结尾，整个进程便垮掉
