@@ -10,6 +10,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,9 @@ def read_whole(path: Path) -> dict:
 def load_shards(path: Path, tensors: Tensors, alone: bool = False) -> None:
     """把 path 里的内容读进 tensors：分片的各进程读各自的，分法可以与写时不同。"""
     try:
-        dcp.load(tensors, storage_reader=_SafeReader(path), no_dist=alone)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is")  # 只有一个进程，我们知道
+            dcp.load(tensors, storage_reader=_SafeReader(path), no_dist=alone)
     except (dcp.api.CheckpointException, pickle.UnpicklingError, ValueError, RuntimeError) as error:
         raise UserError(path, f"读不出来（{str(error).splitlines()[-1]}）") from None
 
