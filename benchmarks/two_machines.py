@@ -22,7 +22,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MACHINES = {"pocket_a": "10.77.0.1", "pocket_b": "10.77.0.2"}  # {命名空间: 地址}
 PORT, PATIENCE, CUT_STEP = 29400, 10, 10
-TRAINING = ("--max_steps", "30", "--eval_freq", "5", "--eval_iter", "2", "--save_every", "4", "--dtype", "float32")
+STEPS, REHEARSED = 30, 4  # 正式走几步，开始前试跑几步
+TRAINING = (
+    "--max_steps",
+    str(STEPS),
+    "--eval_freq",
+    "5",
+    "--eval_iter",
+    "2",
+    "--save_every",
+    "4",
+    "--dtype",
+    "float32",
+)
 
 
 def main() -> None:
@@ -40,8 +52,11 @@ def main() -> None:
 
 def demonstrate(mode: str, num_processes: int, folder: Path) -> None:
     print(f"## {mode}，两台机器，每台 {num_processes} 个进程", flush=True)
+    before = bytes_sent()
     whole = start(mode, num_processes, folder, "whole.pth")
     assert [finish(machine) for machine in whole] == [0, 0], read(folder, "whole.pth")
+    each = (bytes_sent() - before) / (STEPS + REHEARSED)
+    print(f"不打断的一次：每台机器每步发出 {each / 1e6:.1f} MB（连同评估和保存）", flush=True)
     cut = start(mode, num_processes, folder, "cut.pth")
     wait_for(folder, "cut.pth", f"Step {CUT_STEP:06d}")
     plug("down")
@@ -72,6 +87,8 @@ def wired() -> Iterator[None]:
         for name, address in MACHINES.items():
             ip("-n", name, "addr", "add", f"{address}/24", "dev", "wire")
             ip("-n", name, "link", "set", "lo", "up")
+            # torchrun 读 TCPStore 没有时限，断了网要等系统放弃重传（默认约 15 分钟）才退出；这里只重传 4 次
+            ip("netns", "exec", name, "sysctl", "-qw", "net.ipv4.tcp_retries2=4")
         plug("up")
         yield
     finally:
@@ -85,6 +102,13 @@ def plug(state: str) -> None:
         ip("-n", name, "link", "set", "wire", state)
 
 
+def bytes_sent() -> int:
+    """第一台机器从网线发出多少字节。"""
+    first = next(iter(MACHINES))
+    counter = ["ip", "netns", "exec", first, "cat", "/sys/class/net/wire/statistics/tx_bytes"]
+    return int(subprocess.run(counter, check=True, capture_output=True).stdout)
+
+
 def ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True)
 
@@ -96,7 +120,9 @@ def start(mode: str, num_processes: int, folder: Path, model: str, *flags: str) 
     for number, (name, address) in enumerate(MACHINES.items()):
         torchrun = ["-m", "torch.distributed.run", "--nnodes", 2, "--node_rank", number, "--nproc_per_node"]
         torchrun += [num_processes, "--rdzv_backend", "c10d", "--rdzv_endpoint", f"{first}:{PORT}"]
-        torchrun += ["--rdzv_id", "pocket", "--local_addr", address, "--shutdown_timeout", 5]
+        # 命名空间里主机名解析不到自己的地址，谁当主机要明说
+        torchrun += ["--rdzv_conf", f"is_host={int(number == 0)}", "--local_addr", address]
+        torchrun += ["--rdzv_id", "pocket"]
         program = [ROOT / "pretrain.py", "--config", ROOT / "configs/pocket_config_3M.json"]
         program += ["--data_path", ROOT / "data/西游记.txt", "--model_path", folder / model]
         program += ["--parallel", mode, "--patience", PATIENCE, *TRAINING, *flags]

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,11 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from utils import processes, shards
+from utils.memory import return_freed_memory
 from utils.parallel import Replicated
+from utils.training_memory import TrainingMemory
+
+GROUP_COPIES = 4  # 一组凑齐时一共占几份：收到的、拼好的权重，梯度和待发的梯度，gloo 自己的缓冲；在 CPU 上量的
 
 
 class Sharded(Replicated):
@@ -23,6 +28,7 @@ class Sharded(Replicated):
 
     def __init__(self):
         self._start: RecordedStart | None = None
+        return_freed_memory()
 
     def create(self, make_model: Callable[[], nn.Module], device: torch.device) -> nn.Module:
         """只有形状的模型；wrap 时每个进程只填自己的那几行，谁也不必放下整个模型。"""
@@ -37,6 +43,14 @@ class Sharded(Replicated):
         """先留在内存里，wrap 时一块一块地分。"""
         self._device = device
         return model
+
+    def own_memory(self, memory: TrainingMemory) -> TrainingMemory:
+        """自己的那几行，加上最外面一组和一块凑齐时的权重、梯度和收发的缓冲。"""
+        memory, size = super().own_memory(memory), processes.world_size()
+        outer = memory.cfg.vocab_size * memory.cfg.emb_dim
+        group = outer + max(0, memory.num_parameters - outer) // memory.cfg.num_layers
+        own = memory.num_parameters // size + GROUP_COPIES * group
+        return replace(memory, num_parameters=own, num_trained=memory.num_trained // size)
 
     def wrap(self, model: nn.Module) -> None:
         mesh = init_device_mesh(self._device.type, (processes.world_size(),))
@@ -86,8 +100,9 @@ class RecordedStart(TorchDispatchMode):
         """依原来的次序重做；model 已经分片，还没有内存。"""
         model.to_empty(device=device)
         parameters = dict(model.named_parameters())
+        buffer = torch.empty(max(meta.numel() for meta, *_ in self._calls))  # 一次只有一个矩阵是整个的
         for meta, function, args, kwargs in self._calls:
-            values = torch.empty(meta.shape, dtype=meta.dtype)
+            values = buffer[: meta.numel()].view(meta.shape)
             function(values, *args, **kwargs)
             if name := self._names.get(_storage_of(meta)):
                 shards.copy_rows(parameters[name], values)
