@@ -34,7 +34,7 @@ def meet(store: dist.Store) -> str:
             store.set(f"seen {rank}", roll)
             if _value(store, "go") == roll:
                 return str(uuid.uuid5(uuid.NAMESPACE_OID, roll))
-    missing = [str(number) for number, value in enumerate(_values(store, "seen", partial=True)) if not value]
+    missing = [str(number) for number, value in enumerate(_values(store, "hello", partial=True)) if not value]
     reason = f"等了 {JOIN_SECONDS:.0f} 秒，进程 {'、'.join(missing) or '（不明）'} 没有来"
     raise RunError("torchrun", reason, "看各台机器上的 torchrun 是不是都在运行。")
 

@@ -27,7 +27,7 @@ from utils.processes import is_main
 class _Place:
     """文件里的一处数据。"""
 
-    number: int
+    key: str  # 第几处
     tensor: Tensor  # 分片的
 
     @property
@@ -51,7 +51,7 @@ class _Late:
 class _Pickler(pickle.Pickler):
     def persistent_id(self, value: Any) -> tuple | None:
         if isinstance(value, _Place):
-            return "storage", value.storage_type, str(value.number), "cpu", value.tensor.numel()
+            return "storage", value.storage_type, value.key, "cpu", value.tensor.numel()
         return None
 
     def reducer_override(self, value: Any) -> Any:
@@ -64,7 +64,7 @@ def save_streamed(path: Path, state: dict, keep_old: bool = False) -> Path | Non
     for name, value in state.items():
         if isinstance(value, Tensor):
             storage = shards.local(value).untyped_storage()._cdata  # 共用的矩阵在文件里只有一份
-            place = places.setdefault(storage, _Place(len(places), value))
+            place = places.setdefault(storage, _Place(str(len(places)), value))
             late[name] = _Late(place)
     whole = (shards.whole(place.tensor).cpu() for place in places.values())
     if not is_main():

@@ -62,10 +62,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """关掉 dropout 和梯度，结束后恢复原来的模式。"""
     was_training = model.training
     model.eval()
-    # 推理模式里凑齐的权重不能再用来训练，所以分片的模型只关梯度
-    is_sharded = any(map(shards.is_sharded, model.parameters()))
+    # 分片的权重在推理模式里凑齐，就不能再用来训练，所以只关梯度
+    without_gradients = torch.no_grad if any(map(shards.is_sharded, model.parameters())) else torch.inference_mode
     try:
-        with torch.no_grad() if is_sharded else torch.inference_mode():
+        with without_gradients():
             yield
     finally:
         model.train(was_training)
