@@ -53,7 +53,7 @@ def measure(cfg: ModelConfig, until: str) -> None:
     say(f"{cfg.num_parameters:,} 个参数，权重共 {gigabytes(weights)}，{size} 个进程")
     report("开始之前（torch 等）", 0)
     torch.manual_seed(0)
-    parallel = Sharded()
+    parallel = Sharded(torch.float32)
     model = parallel.create(lambda: LanguageModel(cfg), CPU)
     parallel.wrap(model)
     report("建立模型之后：权重", weights / size)

@@ -85,15 +85,15 @@ class Replicated(OneProcess):
 MODES = ("ddp", "fsdp")
 
 
-def build_parallel(mode: str) -> OneProcess:
-    """mode 是 MODES 之一；只有一个进程时都一样。"""
+def build_parallel(mode: str, dtype: torch.dtype) -> OneProcess:
+    """mode 是 MODES 之一，dtype 是矩阵乘法的精度；只有一个进程时都一样。"""
     if processes.world_size() == 1:
         return OneProcess()
     if mode == "ddp":
         return Replicated()
     from utils.sharded import Sharded  # 载入 FSDP 要半秒，用到才载入
 
-    return Sharded()
+    return Sharded(dtype)
 
 
 def _add_gradients(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from utils import processes, shards
@@ -26,8 +26,9 @@ class Sharded(Replicated):
 
     mode = "fsdp"
 
-    def __init__(self):
+    def __init__(self, dtype: torch.dtype):
         self._start: RecordedStart | None = None
+        self._dtype = dtype
         return_freed_memory()
 
     def create(self, make_model: Callable[[], nn.Module], device: torch.device) -> nn.Module:
@@ -55,15 +56,28 @@ class Sharded(Replicated):
     def wrap(self, model: nn.Module) -> None:
         mesh = init_device_mesh(self._device.type, (processes.world_size(),))
         for module in (*model.trf_blocks, model):
+            precision = self._precision if module is not model else MixedPrecisionPolicy()
             # 最外面一组也要放掉：评估之后更新参数，留着的就是旧的
-            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+            fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
             module.set_gradient_divide_factor(1.0)  # 梯度相加而不是平均，理由同 DDP
             module.set_force_sum_reduction_for_comms(True)
         register_fsdp_forward_method(model, "next_logits")  # 生成和分类用它
+        if self._precision.param_dtype:  # 权重是 bfloat16，生成也要有 autocast
+            model.next_logits = torch.autocast(self._device.type, self._dtype)(model.next_logits)
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # 没有人就地改它的输出
         if self._start:
             self._start.fill(model, self._device)
         self.forward = model
+
+    @property
+    def _precision(self) -> MixedPrecisionPolicy:
+        """各块的权重直接凑成 bfloat16：少传一半；也免得 autocast 另存一份转换过的，一直留到反向。
+
+        CPU 的 layer_norm 不认 bfloat16 的缩放，那里照旧由 autocast 转换。
+        """
+        if self._dtype == torch.float32 or self._device.type == "cpu":
+            return MixedPrecisionPolicy()
+        return MixedPrecisionPolicy(param_dtype=self._dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
     def exchanging(self, is_last: bool) -> AbstractContextManager:
         self.forward.set_requires_gradient_sync(is_last)

@@ -35,10 +35,10 @@ def build_trainer(
     parallel: OneProcess | None = None,
 ) -> Trainer:
     """loaders 是（训练, 验证）；model 已在要用的设备上，要训练的参数已经选好。"""
-    device = next(model.parameters()).device
     parallel = parallel or OneProcess()
     parallel.wrap(model)
-    trainer = Trainer(model, build_optimizers(model, settings), *loaders, settings, autocast(device, dtype))
+    precision = autocast(next(model.parameters()).device, dtype)  # FSDP 的模型到这时才真的在设备上
+    trainer = Trainer(model, build_optimizers(model, settings), *loaders, settings, precision)
     trainer.parallel = parallel
     return trainer
 
@@ -81,7 +81,7 @@ class TrainingProgram:
             if mode == "auto":
                 is_large = not is_lora and SHARDED_BYTES * num_parameters > ROOM * available_memory(self.device)
                 mode = distributed.from_main("fsdp" if is_large else "ddp")
-            self._parallel = build_parallel(mode)
+            self._parallel = build_parallel(mode, self.dtype)
         return self._parallel
 
     def create(self, make_model: Callable[[], nn.Module], num_parameters: int) -> nn.Module:
