@@ -13,6 +13,8 @@ FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | 
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 IN_COMMENT = re.compile(r"(?:^|[：，；]|或 ?)((?:python|py|make|pip) [^：，；。]+)")
 TYPED = re.compile(r"(?:\$ |(?=\.venv/bin/))(.+)")  # 输出里照抄的命令：提示符之后的，和 make 打印的
+# cat > x.py <<'结束' 之后直到“结束”的各行，是写进文件的
+SCRIPT = re.compile(r"^(?P<head>.*)<<'?(?P<end>\w+)'?\n(?P<body>.*?)^(?P=end)\n", re.MULTILINE | re.DOTALL)
 # 行内代码以它们开头、后面还有字，才是命令；单独的 `generate.py` 是文件名
 STARTERS = re.compile(r"(?:[\w./]+\.py|python3?|py|pip|make|git|uv|ruff|echo|source|cd|apt-get|(?:\.venv/bin/\w+)) .")
 SEPARATORS = {"|", "&&", ";"}
@@ -20,7 +22,7 @@ SEPARATORS = {"|", "&&", ";"}
 
 @dataclass(frozen=True)
 class Command:
-    """文档里的一条命令；stdin 是管道左边的 echo 写给它的。"""
+    """文档里的一条命令；stdin 是管道左边的 echo 写给它的，或 << 之后的各行。"""
 
     page: str
     line: int
@@ -45,11 +47,16 @@ def written_lines(text: str) -> list[tuple[int, str]]:
     for fence in FENCE.finditer(text):
         start = text.count("\n", 0, fence.start("body")) + 1
         prose = prose.replace(fence[0], "\n" * fence[0].count("\n"))
+        is_shell = fence["language"] in SHELLS
         # 行末的 \ 把两行接成一行；补一个空行，后面的行号才不变
         body = re.sub(r"\\\n(.*\n)", r"\1\n", fence["body"])
+        for script in SCRIPT.finditer(body) if is_shell else ():
+            number = start + body.count("\n", 0, script.start())
+            found.append((number, f"{script['head']}\n{script['body']}"))
+            body = body.replace(script[0], "\n" * script[0].count("\n"))
         for number, line in enumerate(body.splitlines(), start):
             command, _, comment = line.partition("#")
-            if fence["language"] in SHELLS and line.strip():
+            if is_shell and line.strip():
                 found += [(number, part) for part in [command.strip(), *IN_COMMENT.findall(comment.strip())] if part]
             elif fence["language"] == "text" and (typed := TYPED.match(line)):
                 found.append((number, typed[1]))
@@ -66,7 +73,10 @@ def makefile_lines(text: str) -> list[tuple[int, str]]:
 
 
 def parse(line: str, page: str, number: int) -> list[Command]:
-    """一行可能有几条：用 && 连着，或从管道接过去。"""
+    """一行可能有几条：用 && 连着，或从管道接过去。带着几行的是写文件。"""
+    if "\n" in line:
+        head, _, script = line.partition("\n")
+        return [Command(page, number, tuple(head.split()), script)]
     lexer = shlex.shlex(line.replace("\\", "/"), posix=True, punctuation_chars="|&;")
     lexer.whitespace_split = True
     commands, words, stdin = [], [], ""

@@ -7,10 +7,12 @@
 - tests/soak.py 要一个多小时：各项在 test_soak.py 里各做一小份，这里只看名字选得中哪几项。
 - --compile 要 C++ 编译器和几十秒：只看它编译了一个模型；编译之后的训练在 test_cuda.py 里测。
 - compare.py 让 pretrain.py 在自己的进程里训练：改在这个进程里，省下载入 torch 的时间。
+- 文档里当场写出的小程序（cat > x.py <<）要练好的模型，或十几秒：只编译，导入它要的东西。
 - verify.py：一个模块的检查只做一遍，几条命令共用。
 - pytest 不在测试里再运行；pip、uv、venv、git、ruff、apt-get 会改动环境：只看提到的文件、包在不在。
 """
 
+import ast
 import contextlib
 import importlib
 import io
@@ -81,6 +83,8 @@ class Reader:
             self.run_program(command, PROGRAMS[name], list(arguments))
         elif (self.folder / name).exists():
             self.run_file(name)
+        elif any(writer.words == ("cat", ">", name) for writer in before(command)):
+            pass  # 那一条已经查过它
         else:
             pytest.fail(f"{command}：没有 {name}")
 
@@ -122,7 +126,7 @@ class Reader:
 
     @contextlib.contextmanager
     def substituted(self, module: ModuleType):
-        """SUBSTITUTES 里各项的做法。"""
+        """开头列出的各种做法。"""
         with self.monkeypatch.context() as context:
             replace = context.setattr
             replace("utils.memory.keep_freed_memory", lambda: None)  # 它会一直管到别的测试
@@ -249,6 +253,15 @@ def check_ruff(command: Command) -> None:
     assert re.search(r"^ruff\b", (ROOT / "requirements-dev.txt").read_text(encoding="utf-8"), re.MULTILINE)
 
 
+def check_script(command: Command) -> None:
+    """cat > x.py 写出的小程序：能编译，要导入的都有。"""
+    assert command.words[:2] == ("cat", ">") and command.words[2].endswith(".py"), command
+    tree = ast.parse(command.stdin, command.words[2])
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert imports
+    exec(compile(ast.Module(imports, []), command.words[2], "exec"), {})
+
+
 def check_system_package(command: Command) -> None:
     assert command.words == ("apt-get", "install", "chromium")
 
@@ -265,6 +278,7 @@ CHECKS = {
     "uv": check_uv,
     "ruff": check_ruff,
     ".venv/bin/ruff": check_ruff,
+    "cat": check_script,
     "apt-get": check_system_package,
 }
 MODULE_CHECKS = {"pip": check_pip, "venv": check_venv, "pytest": check_pytest}

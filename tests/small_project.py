@@ -11,7 +11,7 @@ from conftest import ROOT
 CORPUS_CHARACTERS = 8000
 # 键和值都是文档里的说法；左边的文件要读者自己准备，或从网上下载
 OWN_CORPORA = ("我的文章.txt", "你的文件.txt", "另一份文字.txt", "语料", "data/西游记原著.txt")
-SMALL_MODEL = {"vocab_size": 300, "context_length": 64, "emb_dim": 32, "num_heads": 2, "num_layers": 2}
+SMALL_MODEL = {"vocab_size": 300, "context_length": 64, "emb_dim": 48, "num_layers": 2}
 GPT2 = {"vocab_size": 50257, "n_positions": 64, "n_embd": 64, "n_layer": 1, "n_head": 1}
 
 
@@ -44,5 +44,7 @@ def shrink_config(path: Path, target: Path) -> None:
     if "tokenizer" in values:
         values["tokenizer"]["vocab_size"] = SMALL_MODEL["vocab_size"]
     small = SMALL_MODEL if "tokenizer" in values else {**SMALL_MODEL, "vocab_size": values["vocab_size"]}
+    if SMALL_MODEL["emb_dim"] % (2 * values["num_heads"]):  # RoPE 要一个头的维数是偶数
+        small = {**small, "num_heads": 2}
     training = {**values.get("training", {}), "batch_size": 2, "eval_iter": 1}
     target.write_text(json.dumps({**values, **small, "training": training}), encoding="utf-8")

@@ -78,10 +78,11 @@ def test_command_runs(reader, command):
         ("python -m http.server", "没有 -m"),
         ("make demon", "demon"),
         ("docker run pocketllm", "测试不认识这种命令"),
+        ("cat > x.py \nfrom model.attention import SelfAttention\n", "SelfAttention"),
     ],
 )
 def test_mistake_in_a_document_is_caught(reader, line, said):
-    with pytest.raises((UserError, AssertionError, pytest.fail.Exception), match=said):
+    with pytest.raises((UserError, AssertionError, ImportError, pytest.fail.Exception), match=said):
         reader.follow(typed(line))
 
 
@@ -93,6 +94,13 @@ def test_commands_are_found_wherever_they_are_written():
 python a.py --x 1   # Windows：py a.py --y
 python b.py \\
   --z 2
+```
+
+```bash
+cat > g.py <<'结束'
+print("# 不是命令")
+结束
+python g.py
 ```
 
 ```text
@@ -111,7 +119,9 @@ print("python f.py")
         ("py", "a.py", "--y"),
         ("python", "a.py", "--x", "1"),
         ("python", "b.py", "--z", "2"),
+        ("cat", ">", "g.py"),
         ("python", "c.py"),
+        ("python", "g.py"),
         ("python", "verify.py", "attention"),
     ]
 

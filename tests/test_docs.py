@@ -33,6 +33,7 @@ FLAG = re.compile(r"(?<![\w-])--[a-z]\w+", re.ASCII)
 PRODUCT = re.compile(r"\.(?:pth|jsonl|html|png|lora|ckpt|bak|md|txt|csv|safetensors|bin)$")
 UNFINISHED = re.compile(r"\b(?:RESULT|TODO|FIXME|TBD|XXX)\b")
 
+WRITTEN = re.compile(r"^cat > (\S+)", re.MULTILINE)  # 照着命令就写得出的
 LEARNERS_FILE = "练习.py"  # 读者自己建的
 OTHERS_NAMES = {  # 别人的：环境变量，transformers 的文件，PyTorch 里的算子和函数
     *("PIP_INDEX_URL", "config.json", "LinearCrossEntropyOptions", "torch.nn.functional.linear_cross_entropy"),
@@ -69,7 +70,8 @@ def missing_paths(page: Path) -> list[str]:
     targets = [unquote(link["target"]).split("#")[0] for link in LINK.finditer(FENCE.sub("", text))]
     links = [target for target in targets if target and not re.match(r"[a-z]+:", target)]
     missing = [link for link in links if not (page.parent / link).exists()]
-    absent = [path for path in PATH.findall(text) if not is_there(path) and path != LEARNERS_FILE]
+    own = {LEARNERS_FILE, *WRITTEN.findall(text)}
+    absent = [path for path in PATH.findall(text) if not is_there(path) and path not in own]
     return missing + [path for path in absent if f'file_name="{Path(path).name}"' not in downloads]
 
 
