@@ -8,8 +8,8 @@ from gpt2_reference import build_reference
 
 from conftest import ROOT
 
-CORPUS_CHARACTERS = 8000
-# 键和值都是文档里的说法；左边的文件要读者自己准备，或从网上下载
+CORPUS_CHARACTERS = 6000
+# 文档里这样称呼的语料：读者自己准备，或从网上下载
 OWN_CORPORA = ("我的文章.txt", "你的文件.txt", "另一份文字.txt", "语料", "data/西游记原著.txt")
 SMALL_MODEL = {"vocab_size": 300, "context_length": 64, "emb_dim": 48, "num_layers": 2}
 GPT2 = {"vocab_size": 50257, "n_positions": 64, "n_embd": 64, "n_layer": 1, "n_head": 1}

@@ -116,10 +116,10 @@ print("python f.py")
     found = [command.words for _, line in written_lines(text) for command in parse(line, "x.md", 1)]
     assert sorted(found) == [
         (".venv/bin/python", "e.py"),
+        ("cat", ">", "g.py"),
         ("py", "a.py", "--y"),
         ("python", "a.py", "--x", "1"),
         ("python", "b.py", "--z", "2"),
-        ("cat", ">", "g.py"),
         ("python", "c.py"),
         ("python", "g.py"),
         ("python", "verify.py", "attention"),
