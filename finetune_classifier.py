@@ -51,8 +51,8 @@ def main() -> None:
 def train(args: argparse.Namespace, settings: TrainingSettings, records: list[LabeledText], started: float) -> None:
     from model.lora import merge_lora
     from utils import classification, report_classifier
-    from utils.fine_tuning import fixed_arguments
-    from utils.labeled_text import digest_of, split_records
+    from utils.fine_tuning import digest_of, fixed_arguments
+    from utils.labeled_text import split_records
     from utils.training_memory import TrainingMemory
     from utils.training_program import TrainingProgram
 

@@ -52,8 +52,7 @@ def main() -> None:
 def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Conversation], started: float) -> None:
     from model.lora import merge_lora
     from utils import instruction_tuning, report_instruction
-    from utils.fine_tuning import fixed_arguments
-    from utils.instruction_data import digest_of
+    from utils.fine_tuning import digest_of, fixed_arguments
     from utils.training_memory import TrainingMemory
     from utils.training_program import TrainingProgram
 

@@ -7,7 +7,8 @@ import pytest
 from conftest import tiny_config
 from model.language_model import LanguageModel
 from utils.errors import UserError
-from utils.fine_tuning import choose_trainable, fixed_arguments
+from utils.fine_tuning import choose_trainable, digest_of, fixed_arguments
+from utils.labeled_text import LabeledText
 
 
 def arguments(trainable: str, rank: int) -> argparse.Namespace:
@@ -36,3 +37,9 @@ def test_lora_is_added_as_the_arguments_say():
 def test_arguments_that_may_not_change_are_recorded():
     expected = {"trainable": "lora", "lora_rank": 2, "lora_alpha": 4.0, "lora_projections": "attention"}
     assert fixed_arguments(arguments("lora", 2)) == expected
+
+
+def test_digest_tells_data_apart():
+    records = [LabeledText("好", "甲"), LabeledText("坏", "乙")]
+    assert digest_of(records) == digest_of(list(records))
+    assert len({digest_of(records), digest_of(records[::-1]), digest_of(records[:1])}) == 3

@@ -1,6 +1,7 @@
 """两种微调共有的几步：训练哪些参数，接着训练时哪些不能变。"""
 
 import argparse
+import hashlib
 
 from torch import nn
 
@@ -23,3 +24,8 @@ def choose_trainable(model: nn.Module, args: argparse.Namespace) -> None:
 def fixed_arguments(args: argparse.Namespace) -> dict[str, object]:
     """接着训练时不能变的参数。"""
     return {name: getattr(args, name) for name in FIXED_ARGUMENTS}
+
+
+def digest_of(records: list) -> str:
+    """数据的指纹。"""
+    return hashlib.sha256(repr(records).encode("utf-8")).hexdigest()
