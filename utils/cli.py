@@ -56,9 +56,10 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().add_usage(usage, actions, groups, "用法：")
 
     def _format_args(self, action, default_metavar):
-        if not action.option_strings:
-            return action.metavar or default_metavar
-        return "" if action.nargs == 0 else "值"
+        if action.nargs == 0:
+            return ""
+        name = "值" if action.option_strings else action.metavar or default_metavar
+        return {"*": f"[{name} ...]", "+": f"{name} ..."}.get(action.nargs, name)
 
 
 def _number(convert: Callable[[str], float], kind: str, is_valid: Callable[[float], bool]) -> Callable[[str], float]:
