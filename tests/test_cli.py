@@ -160,6 +160,9 @@ def test_path_and_text_must_not_be_empty():
             cli.file_path(text)
     with pytest.raises(argparse.ArgumentTypeError, match="不能为空"):
         cli.plain_text("")
+    assert cli.visible_text(" 悟空\n") == "悟空"
+    with pytest.raises(argparse.ArgumentTypeError, match="不能为空"):
+        cli.visible_text(" \n")
 
 
 def test_projections_are_the_ones_lora_knows():

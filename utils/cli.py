@@ -136,6 +136,11 @@ def plain_text(text: str) -> str:
     return text
 
 
+def visible_text(text: str) -> str:
+    """看得见的文字，去掉首尾空白。"""
+    return plain_text(text.strip())
+
+
 def add_finetuning_arguments(parser: ArgumentParser, data_path: str, output_path: str, modes: tuple[str, ...]) -> None:
     """微调程序共有的参数：从哪个模型开始，数据和结果在哪里，训练哪些参数（名字见 model/trainable.py）。"""
     add = parser.add_argument
