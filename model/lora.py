@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -80,7 +80,7 @@ def adapter_state_dict(model: nn.Module) -> dict:
     if not layers:
         return {}
     learned = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
-    return {**learned, "_extra_state": {**asdict(layers[0].config), "base": _fingerprint(model, learned)}}
+    return {**learned, "_extra_state": {**asdict(layers[0].config), "base": fingerprint(model, learned)}}
 
 
 def merge_adapter(model: nn.Module, adapter: dict) -> None:
@@ -93,13 +93,13 @@ def merge_adapter(model: nn.Module, adapter: dict) -> None:
         missing, unexpected = model.load_state_dict(learned, strict=False)
     except RuntimeError:
         raise ValueError("形状与模型不符") from None
-    if unexpected or any(PREFIX in name for name in missing) or _fingerprint(model, learned) != description["base"]:
+    if unexpected or any(PREFIX in name for name in missing) or fingerprint(model, learned) != description["base"]:
         raise ValueError("是从另一个模型微调来的")
     merge_lora(model)
 
 
-def _fingerprint(model: nn.Module, learned: dict) -> str:
-    """冻结的那些权重的指纹。"""
+def fingerprint(model: nn.Module, learned: Container[str]) -> str:
+    """权重的指纹，名字在 learned 里的不算。"""
     digest = hashlib.sha256()
     for name, value in model.named_parameters():
         if name not in learned:
