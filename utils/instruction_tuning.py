@@ -40,6 +40,7 @@ class InstructionDataset(Dataset):
     """
 
     def __init__(self, records: list[Conversation], template: Template, tokenizer: Tokenizer, context_length: int):
+        self.vocab_size = tokenizer.vocab_size
         self.samples, self.questions, self.tasks, self.is_whole = [], [], [], []
         for record in records:
             token_ids, is_answer = encode_turns(record.turns, template, tokenizer)
@@ -88,7 +89,8 @@ def measure_exact_match(
     with evaluating(model), precision:
         for batch in loader:
             inputs, targets = copy_to(device, batch)
-            matches = (model(inputs).argmax(dim=-1) == targets) | (targets == IGNORE_INDEX)
+            guesses = model(inputs)[..., : loader.dataset.vocab_size].argmax(dim=-1)  # 生成时抽不到词表的补齐部分
+            matches = (guesses == targets) | (targets == IGNORE_INDEX)
             is_right += matches.all(dim=1).tolist()
     counts = defaultdict(lambda: [0, 0])
     for task, right, is_whole in zip(loader.dataset.tasks, is_right, loader.dataset.is_whole, strict=True):
