@@ -97,9 +97,7 @@ def _rows_of_table(content: str, path: Path) -> Iterator[tuple[int, str, str]]:
     columns = (0, 1) if is_bare else None
     limit = csv.field_size_limit(len(content) + 1)  # 默认的 131,072 字对一篇长文不够；用完还原
     try:
-        for row in reader:
-            if not any(cell.strip() for cell in row):  # 空行，和表格软件存在末尾的一串逗号
-                continue
+        for number, row in _read_rows(reader, path):
             if columns is None:
                 columns = _columns_of(row)
                 if columns is None:
@@ -107,16 +105,27 @@ def _rows_of_table(content: str, path: Path) -> Iterator[tuple[int, str, str]]:
                     raise UserError(path, f"第一行应是表头，要有 {wanted}，收到 {first[:SHOWN_CHARACTERS]}")
                 continue
             if len(row) <= max(columns):
-                raise UserError(path, f"第 {reader.line_num} 行只有 {len(row)} 列", "每行应有标签和文字。")
+                raise UserError(path, f"第 {number} 行只有 {len(row)} 列", "每行应有标签和文字。")
             if is_bare and len(row) > 2:
                 row = [row[0], delimiter.join(row[1:])]
-            yield reader.line_num, row[columns[0]], row[columns[1]]
-    except csv.Error as error:
-        raise UserError(
-            path, f"第 {reader.line_num} 行不是合法的 CSV（{error}）", "文字里有引号时要写成两个。"
-        ) from None
+            yield number, row[columns[0]], row[columns[1]]
     finally:
         csv.field_size_limit(limit)
+
+
+def _read_rows(reader: Iterator[list[str]], path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(从文件的第几行开始, 各列)；空行，和表格软件存在末尾的一串逗号，都跳过。"""
+    while True:
+        number = reader.line_num + 1  # 引号没有合上时要读到很后面才知道，毛病却在开始的这一行
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            reason = f"从第 {number} 行起不是合法的 CSV（{error}）"
+            raise UserError(path, reason, "文字里有引号时要写成两个，首尾再各加一个。") from None
+        if row is None:
+            return
+        if any(cell.strip() for cell in row):
+            yield number, row
 
 
 def _columns_of(header: list[str]) -> tuple[int, int] | None:
