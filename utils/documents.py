@@ -62,12 +62,17 @@ class DocumentCollection:
         return sum(file.num_documents for file in self.files)
 
     @property
+    def digest(self) -> str:
+        """全部内容的指纹。"""
+        return hashlib.sha256("\n".join(self._lines()).encode()).hexdigest()
+
+    @property
     def fingerprint(self) -> str:
         """每个文件一行，续练时才说得出是哪个变了；文件太多就合成一行。"""
-        lines = [f"{file.source.digest} {file.source.encoding} {file.name}" for file in self.files]
-        if len(lines) > NAMED_FILES:
-            return f"{hashlib.sha256(json.dumps(lines).encode()).hexdigest()} {self.encoding}"
-        return "\n".join(lines)
+        return f"{self.digest} {self.encoding}" if len(self.files) > NAMED_FILES else "\n".join(self._lines())
+
+    def _lines(self) -> list[str]:
+        return [f"{file.source.fingerprint} {file.name}" for file in self.files]
 
 
 Source = TextFile | DocumentCollection

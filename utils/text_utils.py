@@ -14,6 +14,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.files import check_input_file
+from utils.token_sequence import TokenSequence
 
 GPT2_VOCABULARY_PATH = Path(__file__).resolve().parent.parent / "data" / "gpt2.tiktoken"
 GPT2_VOCABULARY_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
@@ -67,7 +68,7 @@ class Tokenizer:
         """token id -> 文本；拼不成字符的字节变成 �。"""
         return self._encoding.decode(token_ids, errors="replace")
 
-    def count_text(self, token_ids: Tensor) -> tuple[int, int]:
+    def count_text(self, token_ids: Tensor | TokenSequence) -> tuple[int, int]:
         """(seq,) -> (字符数, 字节数)，不同的词表可以用它们作共同的尺子。"""
         occurrences = torch.zeros(self.vocab_size, dtype=torch.long)
         for block in token_ids.split(COUNT_BLOCK):
