@@ -55,7 +55,7 @@ class DocumentFile:
         return sum(stretch.documents for stretch in self.stretches)
 
     def cut(self, stretch: Stretch, characters: int) -> tuple[Stretch, Stretch]:
-        """把一段在 characters 个字符处切成两段；JSONL 切在最近的两行之间，其中一段可能是空的。"""
+        """把一段在 characters 个字符处切成两段；JSONL 切在最近的两行之间，只有一篇时其中一段是空的。"""
         if not is_jsonl(self.path):
             middle = stretch.start + characters
             return Stretch(stretch.start, middle, characters, 0), Stretch(
@@ -66,7 +66,8 @@ class DocumentFile:
             position, text = position + len(line) + 1, _text_of(self.path, 0, line)
             so_far, documents = so_far + len(text), documents + bool(text)
             borders.append((position, so_far, documents))
-        middle, before, count = min(borders, key=lambda border: abs(border[1] - characters))
+        inside = [border for border in borders if 0 < border[1] < stretch.characters]
+        middle, before, count = min(inside or borders, key=lambda border: abs(border[1] - characters))
         rest = stretch.characters - before, stretch.documents - count
         return Stretch(stretch.start, middle, before, count), Stretch(middle, stretch.stop, *rest)
 

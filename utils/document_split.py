@@ -40,6 +40,8 @@ def split_documents(collection: DocumentCollection) -> tuple[list[Place], list[P
         return places[: nearest + 1], places[nearest + 1 :]
     index = bisect_right(ends, target)
     place = places[index]
+    if is_jsonl(place.file.path) and place.stretch.documents == 1 and index:  # 很长的一篇，不能从中间切开
+        return places[:index], places[index:]
     before, after = place.file.cut(place.stretch, target - (ends[index] - place.stretch.characters))
     first, second = ([Place(place.file, stretch)] if stretch.characters else [] for stretch in (before, after))
     return places[:index] + first, second + places[index + 1 :]

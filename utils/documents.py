@@ -35,6 +35,8 @@ class DocumentCollection:
     def scan(cls, paths: list[Path], encoding: str) -> "DocumentCollection":
         """找出、检查全部文件；哪个有错就抛出写明它的 UserError。"""
         named = list(_find_files(paths))
+        for path, _ in named:
+            check_input_file(path, "数据文件")
         _refuse_same_path(named)
         memory = ScanMemory(paths, encoding)
         scanned = []
@@ -98,7 +100,6 @@ class ScanMemory:
 
     def recall(self, path: Path, name: str) -> DocumentFile | None:
         """path 上次检查的结果；变过或没有检查过则为 None。"""
-        check_input_file(path, "数据文件")
         entry = self._old.get(os.path.abspath(path))
         if not entry or entry["stamp"] != _stamp(path) or entry["seen"] - entry["stamp"][1] < SURE_AFTER:
             return None
@@ -113,8 +114,9 @@ class ScanMemory:
         return file
 
     def save(self) -> None:
-        if self._new != self._old:
-            write_record(self._path, {"code": self._code, "files": self._new})
+        known = self._old | self._new
+        if known != self._old:
+            write_record(self._path, {"code": self._code, "files": known})
 
 
 def _stamp(path: Path) -> list[int]:
@@ -127,14 +129,13 @@ def _find_files(paths: list[Path]) -> Iterator[tuple[Path, str]]:
     """-> (路径, 名字)；直接给出的文件是什么后缀都行，文件夹里只认 SUFFIXES。"""
     for path in paths:
         if not os.path.isdir(path):  # 名字太长时 Path.is_dir 会出错
-            check_input_file(path, "数据文件")
             yield path, path.name
             continue
         found, others = _list_folder(path)
         if not found:
             raise UserError(path, f"文件夹里没有语料（{'、'.join(SUFFIXES)}）", "放进语料，或换一个文件夹。")
         if others:
-            more = f"等 {len(others):,} 个文件" if len(others) > SHOWN else ""
+            more = f" 等 {len(others):,} 个文件" if len(others) > SHOWN else ""
             hint(f"提示：{path} 里不是语料的没有用：{'、'.join(others[:SHOWN])}{more}")
         for name in found:
             yield path / name, name

@@ -61,7 +61,8 @@ def compare_runs(path: Path, recorded: dict, ours: RunIdentity, allow_data_chang
     for field, old, new in _differences(recorded["config"], ours.config):
         raise UserError(path, f"{field} 是 {old}，现在的配置是 {new}", "换回原来的配置，或去掉 --resume 从头训练。")
     if recorded["data"] != ours.data and not allow_data_change:
-        changes = _changed_files(recorded["data"], ours.data)
+        named = all(len(line.split(" ")) > 2 for data in (recorded["data"], ours.data) for line in data.split("\n"))
+        changes = _changed_files(recorded["data"], ours.data) if named else ""
         raise UserError(path, f"数据与检查点记录的不同{changes}", "换回原文件，或加 --allow_data_change。")
     if recorded["tokenizer"] != ours.tokenizer:
         raise UserError(path, "词表与检查点记录的不同", "换回原来的数据和配置，或去掉 --resume 从头训练。")
@@ -81,15 +82,13 @@ def compare_runs(path: Path, recorded: dict, ours: RunIdentity, allow_data_chang
 
 def _changed_files(old: str, new: str) -> str:
     """“：某个文件改过了”；没有逐个记下文件的名字则为空。"""
-    old, new = ({line.split(" ", 2)[-1]: line for line in text.split("\n")} for text in (old, new))
+    before, after = ({line.split(" ", 2)[2]: line for line in text.split("\n")} for text in (old, new))
     changes = [
-        *(f"{name} 改过了" for name, line in new.items() if name in old and old[name] != line),
-        *(f"少了 {name}" for name in old if name not in new),
-        *(f"多了 {name}" for name in new if name not in old),
+        *(f"{name} 改过了" for name, line in after.items() if before.get(name, line) != line),
+        *(f"少了 {name}" for name in before if name not in after),
+        *(f"多了 {name}" for name in after if name not in before),
     ]
-    if len(new) < 2 and len(old) < 2:
-        return ""
-    more = f"等 {len(changes):,} 处" if len(changes) > SHOWN_CHANGES else ""
+    more = f" 等 {len(changes):,} 处" if len(changes) > SHOWN_CHANGES else ""
     return f"：{'，'.join(changes[:SHOWN_CHANGES])}{more}" if changes else "：文件的次序变了"
 
 

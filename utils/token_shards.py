@@ -23,7 +23,7 @@ from utils.token_file import TokenFile, map_on_all_cores, open_tokens, write_tok
 from utils.token_sequence import TokenSequence
 
 SHARD_CHARACTERS = 1 << 26  # 一个分片大约这么多字：汉字约 200 MB，两个核要几秒
-SHARD_NAMES = r"[0-9a-f]{32}\.tokens"
+CACHE_NAMES = r"[0-9a-f]{32}\.(?:tokens|scan|vocabulary)"
 NUM_OPENERS = 8  # 同时核对几个分片
 
 
@@ -117,7 +117,7 @@ def _writable_folder() -> tuple[Path, Any]:
 
 def _create(missing: dict[str, Shard], tokenizer: Tokenizer, code: str, folder: Path) -> None:
     """从前到后，逐个写出；每个写成之后才有它的名字。"""
-    remove_leftovers(folder, SHARD_NAMES)
+    remove_leftovers(folder, CACHE_NAMES)
     total = sum(shard.num_characters for shard in missing.values())
     check_free_space(folder / next(iter(missing)), 2 * total)  # 一个字大约一个 token，两字节
     with closing(DocumentReader()) as reader, progress_bar("分词", total, "字") as bar:
