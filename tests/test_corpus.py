@@ -9,7 +9,7 @@ import torch
 
 from conftest import ROOT, make_corpus
 from utils import corpus as corpus_module
-from utils import document_file, document_split, files, text_utils, token_file, token_shards, vocabulary_text
+from utils import files, text_utils, token_file, vocabulary_text
 from utils.corpus import Corpus
 from utils.errors import UserError
 from utils.settings import TrainingSettings
@@ -101,7 +101,7 @@ def test_changed_code_replaces_the_old_cache(corpus_text, monkeypatch, cache_dir
 
 
 def test_fingerprint_covers_the_code_that_tokenizes():
-    modules = (corpus_module, text_utils, token_file, token_shards, vocabulary_text, document_file, document_split)
+    modules = (corpus_module, text_utils, token_file, vocabulary_text)
     used = {Path(module.__file__).name for module in modules}
     assert used | {"text_file.py", "data_loader.py", "sure_break.py"} == set(corpus_module.TOKENIZING_CODE)
 

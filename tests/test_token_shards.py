@@ -40,9 +40,9 @@ def paths(tmp_path, texts):
     return [tmp_path / name for name in ("a.txt", "b.jsonl", "c.jsonl.gz", "d.txt.gz")]
 
 
-def prepare(paths, tokenizer: Tokenizer, code: str = "代码") -> TokenShards:
+def prepare(paths, tokenizer: Tokenizer) -> TokenShards:
     train, validate = split_documents(DocumentCollection.scan(paths, "utf-8"))
-    return TokenShards.load_or_create([train, validate], tokenizer, code)
+    return TokenShards.load_or_create([train, validate], tokenizer)
 
 
 def all_ids(shards: TokenShards) -> list[int]:
@@ -92,7 +92,11 @@ def test_only_the_changed_file_is_tokenized_again(paths, monkeypatch):
     written = count_written(monkeypatch)
     prepare(paths, load_gpt2_tokenizer())
     assert len(written) == 2  # a.txt 占两个分片
-    prepare(paths, load_gpt2_tokenizer(), "改过的代码")
+    assert set(token_shards.SHARD_CODE) == {
+        *("document_file.py", "sure_break.py", "text_file.py", "text_utils.py", "token_file.py", "token_shards.py")
+    }
+    monkeypatch.setattr(token_shards, "fingerprint_of_code", lambda names: "改过的代码")
+    prepare(paths, load_gpt2_tokenizer())
     assert len(written) > 6
 
 

@@ -29,9 +29,10 @@ from utils.vocabulary_text import text_from_documents, text_from_file
 
 # 改了其中任何一个，分词的结果就可能不同，旧的缓存不再算数
 TOKENIZING_CODE = (
-    *("corpus.py", "data_loader.py", "document_file.py", "document_split.py", "sure_break.py", "text_file.py"),
-    *("text_utils.py", "token_file.py", "token_shards.py", "vocabulary_text.py"),
+    *("corpus.py", "data_loader.py", "sure_break.py", "text_file.py", "text_utils.py", "token_file.py"),
+    "vocabulary_text.py",
 )
+VOCABULARY_CODE = ("document_file.py", "text_file.py", "text_utils.py", "vocabulary_text.py")
 EXCERPT_CHARACTERS = 20_000
 OPENING_CHARACTERS = 8
 DECODED_TOKENS = 4096  # 还原成文字时一次这么多个
@@ -77,9 +78,8 @@ class Corpus:
     def from_documents(cls, collection: DocumentCollection, tokenizer_spec: dict) -> "Corpus":
         """每篇之后跟着文本结束符。检查过、分过词的文件没有变，就不再读。"""
         train, validate = split_documents(collection)
-        code = _fingerprint_of_code()
-        tokenizer = _load_or_build_tokenizer(train, tokenizer_spec, code)
-        tokens = TokenShards.load_or_create([train, validate], tokenizer, code)
+        tokenizer = _load_or_build_tokenizer(train, tokenizer_spec)
+        tokens = TokenShards.load_or_create([train, validate], tokenizer)
         starts = [_text_of(ids, tokenizer) for ids in tokens.parts]
         return cls(
             path=collection.name,
@@ -89,7 +89,7 @@ class Corpus:
             tokens=tokens,
             excerpt="".join(_text_of(tokens.parts[0][:EXCERPT_CHARACTERS], tokenizer)),
             opening=_opening(starts[1]) or _opening(starts[0]),
-            facts=_describe(collection),
+            facts=collection.facts,
         )
 
     def train_text(self) -> str:
@@ -158,11 +158,12 @@ def _fingerprint_of_code() -> str:
     return files.fingerprint_of_code(TOKENIZING_CODE)
 
 
-def _load_or_build_tokenizer(train: list[Place], spec: dict, code: str) -> Tokenizer:
+def _load_or_build_tokenizer(train: list[Place], spec: dict) -> Tokenizer:
     """训练出的词表也记在缓存里；训练部分变了才重新训练。"""
     if "ranks" in spec or spec["type"] == "gpt2":
         return build_tokenizer(spec, "")
     contents = [(place.file.source.fingerprint, place.stretch.start, place.stretch.stop) for place in train]
+    code = files.fingerprint_of_code(VOCABULARY_CODE)
     key = hashlib.sha256(json.dumps([spec, contents, code], sort_keys=True).encode()).hexdigest()
     path = files.CACHE_DIR / f"{key[:32]}.vocabulary"
     if record := read_record(path):
@@ -199,13 +200,3 @@ def _text_of(token_ids: Tensor | TokenSequence, tokenizer: Tokenizer) -> Iterato
     for block in token_ids.split(DECODED_TOKENS):
         tokens = [b"\n\n" if i == tokenizer.end_of_text_id else tokenizer.token_bytes(i) for i in block.tolist()]
         yield decoder.decode(b"".join(tokens))
-
-
-SHOWN_FILES = 20  # 报告里至多列出几个文件
-
-
-def _describe(collection: DocumentCollection) -> dict[str, str]:
-    """有哪些文件，各有几篇。"""
-    counts = [f"{file.name} {file.num_documents:,} 篇 {file.num_characters:,} 字" for file in collection.files]
-    more = [f"……共 {len(counts):,} 个"] if len(counts) > SHOWN_FILES else []
-    return {"文档": f"{collection.num_documents:,} 篇", "文件": "；".join(counts[:SHOWN_FILES] + more)}

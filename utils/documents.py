@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ OWN_LOG = ".log.jsonl"  # 训练的日志，写在权重旁边
 SCANNING_CODE = ("document_file.py", "documents.py", "sure_break.py", "text_file.py")
 SURE_AFTER = 2 * 10**9  # 纳秒：文件系统的时间最粗是 2 秒，刚改完就检查的，大小和时间不变也可能又改了
 NAMED_FILES = 1000  # 文件再多，检查点里就不记每个文件的指纹了
+REPORTED_FILES = 20  # 报告里至多列出几个文件
 SHOWN = 3  # 提示里至多列出几个名字
 
 
@@ -62,6 +63,13 @@ class DocumentCollection:
     @property
     def num_documents(self) -> int:
         return sum(file.num_documents for file in self.files)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """报告里写的：一共几篇，各个文件有多少。"""
+        counts = [f"{file.name} {file.num_documents:,} 篇 {file.num_characters:,} 字" for file in self.files]
+        more = [f"……共 {len(counts):,} 个"] if len(counts) > REPORTED_FILES else []
+        return {"文档": f"{self.num_documents:,} 篇", "文件": "；".join(counts[:REPORTED_FILES] + more)}
 
     @property
     def digest(self) -> str:
@@ -106,7 +114,7 @@ class ScanMemory:
         self._new[os.path.abspath(path)] = entry
         return DocumentFile.from_record(path, name, self._encoding, entry["record"])
 
-    def scan(self, path: Path, name: str, on_read) -> DocumentFile:
+    def scan(self, path: Path, name: str, on_read: Callable[[int], object]) -> DocumentFile:
         """检查并记住。"""
         stamp, seen = _stamp(path), time.time_ns()
         file = DocumentFile.scan(path, name, self._encoding, on_read)

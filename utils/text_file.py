@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,7 +49,7 @@ class TextFile:
                 pass
         return scanner.result()
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """内容的指纹：各块的 sha256 合起来再取 sha256；压缩的文件按解压之后算。"""
         return hashlib.sha256(b"".join(block.digest for block in self.blocks)).hexdigest()

@@ -14,14 +14,16 @@ import numpy as np
 
 from utils import files, text_utils
 from utils.console import hint, progress_bar
-from utils.document_file import DocumentReader, is_jsonl
+from utils.document_file import DocumentFile, DocumentReader, is_jsonl
 from utils.document_split import Place
-from utils.files import check_free_space, remove_leftovers, write_atomically
+from utils.files import check_free_space, fingerprint_of_code, remove_leftovers, write_atomically
 from utils.sure_break import SURE_BREAK
 from utils.text_utils import Tokenizer, split_chunks
 from utils.token_file import TokenFile, map_on_all_cores, open_tokens, write_token_ids
 from utils.token_sequence import TokenSequence
 
+# 改了其中任何一个，分词的结果就可能不同，以前的分片不再算数
+SHARD_CODE = ("document_file.py", "sure_break.py", "text_file.py", "text_utils.py", "token_file.py", "token_shards.py")
 SHARD_CHARACTERS = 1 << 26  # 一个分片大约这么多字：汉字约 200 MB，两个核要几秒
 CACHE_NAMES = r"[0-9a-f]{32}\.(?:tokens|scan|vocabulary)"
 NUM_OPENERS = 8  # 同时核对几个分片
@@ -59,7 +61,7 @@ def plan_shards(places: list[Place]) -> list[Shard]:
     return [Shard(tuple(group)) for group in groups]
 
 
-def _is_large(file: Any) -> bool:
+def _is_large(file: DocumentFile) -> bool:
     return 8 * file.num_characters >= SHARD_CHARACTERS
 
 
@@ -73,11 +75,12 @@ class TokenShards:
     folder: Any = None  # 缓存写不进去时用的临时文件夹，一起存在到程序结束
 
     @classmethod
-    def load_or_create(cls, parts: list[list[Place]], tokenizer: Tokenizer, code: str) -> "TokenShards":
+    def load_or_create(cls, parts: list[list[Place]], tokenizer: Tokenizer) -> "TokenShards":
         """有的打开，缺的做好。几个进程一起训练时，先让一个做，其余的再来打开，用的是同样的映射。"""
+        code = fingerprint_of_code(SHARD_CODE)
         digest = hashlib.sha256(json.dumps(tokenizer.state()).encode()).hexdigest()
-        planned = [plan_shards(places) for places in parts]
-        names = {shard.name(digest): shard for shards in planned for shard in shards}
+        planned = [{shard.name(digest): shard for shard in plan_shards(places)} for places in parts]
+        names = {name: shard for shards in planned for name, shard in shards.items()}
         found = _open_all(files.CACHE_DIR, list(names), code)
         missing = {name: shard for name, shard in names.items() if name not in found}
         temporary = None
@@ -85,7 +88,7 @@ class TokenShards:
             folder, temporary = _writable_folder()
             _create(missing, tokenizer, code, folder)
             found |= _open_all(folder, list(missing), code)
-        sequences = [TokenSequence([found[shard.name(digest)].parts[0] for shard in shards]) for shards in planned]
+        sequences = [TokenSequence([found[name].parts[0] for name in shards]) for shards in planned]
         return cls(sequences, list(found.values()), {"tokenizer": tokenizer.state()}, temporary)
 
     def release(self) -> None:
