@@ -19,8 +19,8 @@ def parse_args() -> argparse.Namespace:
     parser = cli.ArgumentParser("与指令微调过的模型对话，记得前几轮；给出 --instruction 就只答一次。")
     add = parser.add_argument
     add("--model_path", type=cli.file_path, default="assistant.pth", help="会答话的模型（默认 %(default)s）")
-    add("--instruction", type=cli.plain_text, help="只答这一条指令（默认进入对话）")
-    add("--input", type=cli.plain_text, help="指令要处理的内容，与 --instruction 同用（默认没有）")
+    add("--instruction", type=cli.visible_text, help="只答这一条指令（默认进入对话）")
+    add("--input", type=str.strip, default="", help="指令要处理的内容，与 --instruction 同用（默认没有）")
     add("--max_new_tokens", type=cli.positive_int, default=200, help="一次最多答几个 token（默认 %(default)s）")
     add("--temperature", type=cli.non_negative_float, default=0.0, help="0 取最可能的，越大越随机（默认 %(default)s）")
     add("--top_k", type=cli.positive_int, help="只从最可能的 k 个 token 里抽（默认不限）")
@@ -36,34 +36,7 @@ def main() -> None:
     if args.input and not args.instruction:
         raise UserError("--input", "要与 --instruction 同用", "加上 --instruction，或去掉它。")
     check_weights_file(args.model_path, advice="请先运行 finetune_instruction.py，或用 --model_path 指出它在哪里。")
-    import torch
-
-    from model.language_model import LanguageModel
-    from utils.adapter import apply_adapter, read_adapter
-    from utils.conversation import Assistant
-    from utils.device import choose_device
-    from utils.generation import Sampling, limit_top_k
-    from utils.model_loading import load_model, move_model, open_language_model
-
-    device = choose_device(args.device)
-    file = open_language_model(args.model_path)
-    adapter = read_adapter(args.adapter_path) if args.adapter_path else None
-    source = adapter or file
-    if source.template not in TEMPLATES:
-        raise UserError(source.path, "没有学过答话", "先用 finetune_instruction.py 微调；续写用 generate.py。")
-    model, tokenizer = load_model(file, ModelConfig.from_dict, LanguageModel)
-    if adapter:
-        apply_adapter(model, adapter)
-        model.template = adapter.template
-    model = move_model(model.eval(), device, "auto")
-    generator = torch.Generator().manual_seed(args.seed)
-    assistant = Assistant(
-        model,
-        tokenizer,
-        Sampling(args.temperature, limit_top_k(args.top_k, tokenizer.vocab_size)),
-        generator,
-        args.max_new_tokens,
-    )
+    assistant = open_assistant(args)
     turns: list[Turn] = []
 
     def answer(question: str) -> None:
@@ -80,9 +53,44 @@ def main() -> None:
         turns[-1] = Turn(question, "".join(pieces) or "…")
 
     if args.instruction:
-        answer(join_question(args.instruction, args.input or ""))
+        answer(join_question(args.instruction, args.input))
     else:
         talk(answer)
+
+
+def open_assistant(args: argparse.Namespace):
+    """会答话的模型，连同怎样抽样。"""
+    import torch
+
+    from utils.conversation import Assistant
+    from utils.device import choose_device
+    from utils.generation import Sampling, limit_top_k
+    from utils.model_loading import move_model
+
+    device = choose_device(args.device)
+    model, tokenizer = load(args)
+    sampling = Sampling(args.temperature, limit_top_k(args.top_k, tokenizer.vocab_size))
+    generator = torch.Generator().manual_seed(args.seed)
+    model = move_model(model.eval(), device, "auto")
+    return Assistant(model, tokenizer, sampling, generator, args.max_new_tokens)
+
+
+def load(args: argparse.Namespace):
+    """-> (答话的模型, 分词器)；给了适配器就加上。"""
+    from model.language_model import LanguageModel
+    from utils.adapter import apply_adapter, read_adapter
+    from utils.model_loading import load_model, open_language_model
+
+    file = open_language_model(args.model_path)
+    adapter = read_adapter(args.adapter_path) if args.adapter_path else None
+    source = adapter or file
+    if source.template not in TEMPLATES:
+        raise UserError(source.path, "没有学过答话", "先用 finetune_instruction.py 微调；续写用 generate.py。")
+    model, tokenizer = load_model(file, ModelConfig.from_dict, LanguageModel)
+    if adapter:
+        apply_adapter(model, adapter)
+        model.template = adapter.template
+    return model, tokenizer
 
 
 if __name__ == "__main__":

@@ -49,58 +49,50 @@ def main() -> None:
 
 
 def train(args: argparse.Namespace, settings: TrainingSettings, records: list[LabeledText], started: float) -> None:
+    from model.lora import merge_lora
+    from utils import classification, report_classifier
+    from utils.fine_tuning import digest_of, fixed_arguments
+    from utils.labeled_text import split_records
+    from utils.training_memory import TrainingMemory
+    from utils.training_program import TrainingProgram
+
+    program = TrainingProgram(args, settings, started)
+    model, tokenizer = build_classifier(args, settings.seed, records, program.device)
+    split = split_records(records, settings.seed)
+    datasets = classification.build_datasets(split, model.labels, tokenizer, model.cfg.context_length)
+    loaders = classification.create_loaders(datasets, settings, tokenizer.end_of_text_id, args.balance)
+    program.check_memory(TrainingMemory.of_model(model, datasets, settings, program.device))
+    trainer = program.build_trainer(model, loaders[:2])
+    trainer.calc_accuracy = lambda loader: (
+        classification.measure(model, loader, model.labels, trainer.precision).accuracy
+    )
+    report_classifier.print_start(trainer, split, datasets, args, program.dtype)
+    story = report_classifier.tell_story(trainer, split, tokenizer, args)
+    details = {**fixed_arguments(args), "balance": args.balance}
+    files = program.train_to_file(trainer, args.output_path, digest_of(records), story, details)
+    if files:
+        merge_lora(model)
+        report_classifier.print_result(trainer, loaders[2], files, args)
+
+
+def build_classifier(args: argparse.Namespace, seed: int, records: list[LabeledText], device):
+    """-> (预训练好的身体加上新的头, 分词器)，在 device 上，要训练的参数已经选好。"""
     import torch
 
     from model.classifier import Classifier
     from model.language_model import LanguageModel
-    from model.lora import LoRAConfig, merge_lora
-    from model.trainable import set_trainable
-    from utils import classification, dry_run, report_classifier
-    from utils import device as devices
-    from utils.fine_tuning import check_lora_rank
-    from utils.labeled_text import digest_of, labels_of, split_records
-    from utils.memory import keep_freed_memory
+    from utils.fine_tuning import choose_trainable
+    from utils.labeled_text import labels_of
     from utils.model_loading import load_to_train
-    from utils.run_identity import RunIdentity
-    from utils.training_memory import TrainingMemory
-    from utils.training_program import build_trainer, train_to_file
 
-    keep_freed_memory()
-    device = devices.choose_device(settings.device)
-    dtype = devices.choose_dtype(settings.dtype, device)
     with_dropout = {"drop_rate": args.drop_rate}
-    base, tokenizer = load_to_train(
+    body, tokenizer = load_to_train(
         args.model_path, ModelConfig.from_dict, lambda cfg: LanguageModel(dataclasses.replace(cfg, **with_dropout))
     )
-    torch.manual_seed(settings.seed)
-    model = Classifier.from_language_model(base, labels_of(records)).to(device)
-    check_lora_rank(args, model.cfg)
-    lora = LoRAConfig(args.lora_rank, args.lora_alpha, args.lora_projections)
-    set_trainable(model, args.trainable, lora)
-    if args.compile:
-        model.compile()
-    split = split_records(records, settings.seed)
-    datasets = classification.build_datasets(split, model.labels, tokenizer, model.cfg.context_length)
-    loaders = classification.create_loaders(datasets, settings, tokenizer.end_of_text_id, args.balance)
-    memory = TrainingMemory.of_model(model, datasets, settings, device)
-    if args.dry_run:
-        dry_run.print_memory(memory)
-    memory.check()
-    trainer = build_trainer(model, loaders[:2], settings, dtype)
-    trainer.calc_accuracy = lambda loader: (
-        classification.measure(model, loader, model.labels, trainer.precision).accuracy
-    )
-    report_classifier.print_start(trainer, split, datasets, args, dtype)
-    details = {
-        name: getattr(args, name) for name in ("trainable", "lora_rank", "lora_alpha", "lora_projections", "balance")
-    }
-    identity = RunIdentity.of(model, digest_of(records), settings, dtype, details)
-    story = report_classifier.tell_story(trainer, split, tokenizer, args)
-    with memory.explain_lack():
-        files = train_to_file(trainer, args.output_path, identity, story, args, started)
-    if files:
-        merge_lora(model)
-        report_classifier.print_result(trainer, loaders[2], files, args)
+    torch.manual_seed(seed)
+    model = Classifier.from_language_model(body, labels_of(records)).to(device)
+    choose_trainable(model, args)
+    return model, tokenizer
 
 
 if __name__ == "__main__":

@@ -50,57 +50,57 @@ def main() -> None:
 
 
 def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Conversation], started: float) -> None:
+    from model.lora import merge_lora
+    from utils import instruction_tuning, report_instruction
+    from utils.fine_tuning import digest_of, fixed_arguments
+    from utils.training_memory import TrainingMemory
+    from utils.training_program import TrainingProgram
+
+    program = TrainingProgram(args, settings, started)
+    model, tokenizer = build_assistant(args, settings.seed, records, program.device)
+    parts = build_datasets(args, settings.seed, records, model, tokenizer)
+    loaders = instruction_tuning.create_loaders(*parts, settings, tokenizer.end_of_text_id)
+    program.check_memory(TrainingMemory.of_model(model, parts, settings, program.device))
+    trainer = program.build_trainer(model, loaders)
+    report_instruction.print_start(trainer, parts, args, program.dtype)
+    before = {} if args.dry_run else instruction_tuning.measure_exact_match(model, loaders[1], trainer.precision)
+    story = report_instruction.tell_story(trainer, parts, tokenizer, args)
+    details = {**fixed_arguments(args), "template": model.template}
+    files = program.train_to_file(trainer, args.output_path, digest_of(records), story, details)
+    if files:
+        merge_lora(model)
+        report_instruction.print_result(trainer, before, files, args)
+
+
+def build_assistant(args: argparse.Namespace, seed: int, records: list[Conversation], device):
+    """-> (预训练好的模型, 分词器)，在 device 上，模板和要训练的参数已经选好。"""
     import torch
 
     from model.language_model import LanguageModel
-    from model.lora import LoRAConfig, merge_lora
-    from model.trainable import set_trainable
-    from utils import device as devices
-    from utils import dry_run, instruction_tuning, report_instruction
-    from utils.fine_tuning import check_lora_rank
-    from utils.instruction_data import digest_of, split_conversations
-    from utils.memory import keep_freed_memory
+    from utils.fine_tuning import choose_trainable
     from utils.model_loading import load_to_train
-    from utils.run_identity import RunIdentity
-    from utils.training_memory import TrainingMemory
-    from utils.training_program import build_trainer, train_to_file
 
-    keep_freed_memory()
-    device = devices.choose_device(settings.device)
-    dtype = devices.choose_dtype(settings.dtype, device)
     model, tokenizer = load_to_train(args.model_path, ModelConfig.from_dict, LanguageModel)
     questions = [record.turns[0].question for record in records]
     model.template = choose_template(questions) if args.template == "auto" else args.template
-    torch.manual_seed(settings.seed)
-    check_lora_rank(args, model.cfg)
-    lora = LoRAConfig(args.lora_rank, args.lora_alpha, args.lora_projections)
-    set_trainable(model.to(device), args.trainable, lora)
+    torch.manual_seed(seed)
+    choose_trainable(model.to(device), args)
+    return model, tokenizer
+
+
+def build_datasets(args: argparse.Namespace, seed: int, records: list[Conversation], model, tokenizer) -> list:
+    """-> [训练, 留出]；有一部分一条也用不上就抛出 UserError。"""
+    from utils.instruction_data import split_conversations
+    from utils.instruction_tuning import InstructionDataset
+
     template, context_length = TEMPLATES[model.template], model.cfg.context_length
-    parts = [
-        instruction_tuning.InstructionDataset(part, template, tokenizer, context_length)
-        for part in split_conversations(args.data_path, records, settings.seed)
-    ]
+    split = split_conversations(args.data_path, records, seed)
+    parts = [InstructionDataset(part, template, tokenizer, context_length) for part in split]
     for name, part in zip(("训练", "留出"), parts, strict=True):
         if not len(part):
             reason = f"{name}部分没有一条的回答放得进 {context_length} 个 token 的上下文"
             raise UserError(args.data_path, reason, "换上下文更长的模型。")
-    loaders = instruction_tuning.create_loaders(*parts, settings, tokenizer.end_of_text_id)
-    memory = TrainingMemory.of_model(model, parts, settings, device)
-    if args.dry_run:
-        dry_run.print_memory(memory)
-    memory.check()
-    trainer = build_trainer(model, loaders, settings, dtype)
-    report_instruction.print_start(trainer, parts, args, dtype)
-    before = {} if args.dry_run else instruction_tuning.measure_exact_match(model, loaders[1], trainer.precision)
-    details = {name: getattr(args, name) for name in ("trainable", "lora_rank", "lora_alpha", "lora_projections")}
-    details["template"] = model.template
-    identity = RunIdentity.of(model, digest_of(records), settings, dtype, details)
-    story = report_instruction.tell_story(trainer, parts, tokenizer, args)
-    with memory.explain_lack():
-        files = train_to_file(trainer, args.output_path, identity, story, args, started)
-    if files:
-        merge_lora(model)
-        report_instruction.print_result(trainer, before, files, args)
+    return parts
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ python generate.py --model_path model.pth --max_new_tokens 30 --temperature 0.9 
 import argparse
 import sys
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from model.config import ModelConfig
 from utils import cli
-from utils.config_file import read_config
+from utils.config_file import ConfigFile, read_config
 from utils.dialogue import talk
 from utils.errors import UserError, run_program
 from utils.text_file import TextFile
@@ -48,30 +48,11 @@ def main() -> None:
     # 载入 torch 要一两秒，校验大的模型文件也要；两件事同时做，都放到参数检查之后，--help 立刻有回应
     with ThreadPoolExecutor(max_workers=1) as background:
         checked = background.submit(check_weights_file, args.model_path)
-        import torch
-
-        from model.language_model import LanguageModel
         from utils.copy_check import index_file
-        from utils.device import choose_device
-        from utils.generation import Sampling, limit_top_k, stream_text
-        from utils.model_loading import load_model, move_model, open_language_model
+        from utils.generation import stream_text
 
-    device = choose_device(args.device)
-    check_quantize(args, device)
-    checked.result()
-    number_format = args.quantize or args.dtype
-    file = open_language_model(args.model_path)
-    bytes_per_weight = WEIGHT_BYTES.get(number_format, 4)
-    model, tokenizer = load_model(file, ModelConfig.from_dict, LanguageModel, config, bytes_per_weight)
-    model = move_model(model.eval(), device, number_format)
-    top_k = limit_top_k(args.top_k, tokenizer.vocab_size)
-    sampling = Sampling(args.temperature, top_k, args.top_p, args.repetition_penalty)
-    generator = torch.Generator()
-    if args.seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(args.seed)
-
+    model, tokenizer = open_model(args, config, checked)
+    sampling, generator = choose_sampling(args, tokenizer.vocab_size)
     index = index_file(original) if original else None
 
     def answer(prompt: str) -> None:
@@ -86,6 +67,37 @@ def main() -> None:
         answer(args.prompt)
     else:
         talk(answer)
+
+
+def open_model(args: argparse.Namespace, config: ConfigFile | None, checked: Future):
+    """-> (模型, 分词器)，在要用的设备上；checked 是模型文件的检查。"""
+    from model.language_model import LanguageModel
+    from utils.device import choose_device
+    from utils.model_loading import load_model, move_model, open_language_model
+
+    device = choose_device(args.device)
+    check_quantize(args, device)
+    checked.result()
+    number_format = args.quantize or args.dtype
+    bytes_per_weight = WEIGHT_BYTES.get(number_format, 4)
+    file = open_language_model(args.model_path)
+    model, tokenizer = load_model(file, ModelConfig.from_dict, LanguageModel, config, bytes_per_weight)
+    return move_model(model.eval(), device, number_format), tokenizer
+
+
+def choose_sampling(args: argparse.Namespace, vocab_size: int):
+    """-> (怎样抽样, 随机数发生器)；没有给出种子时每次不同。"""
+    import torch
+
+    from utils.generation import Sampling, limit_top_k
+
+    top_k = limit_top_k(args.top_k, vocab_size)
+    generator = torch.Generator()
+    if args.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(args.seed)
+    return Sampling(args.temperature, top_k, args.top_p, args.repetition_penalty), generator
 
 
 def check_quantize(args: argparse.Namespace, device) -> None:

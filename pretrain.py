@@ -58,44 +58,40 @@ def train(
     import torch
 
     from model.language_model import LanguageModel
-    from utils import device as devices
     from utils import dry_run, report
-    from utils.corpus import Corpus
-    from utils.memory import keep_freed_memory
-    from utils.resume import recorded_tokenizer
-    from utils.run_identity import RunIdentity
     from utils.training_memory import TrainingMemory
-    from utils.training_program import build_trainer, train_to_file
+    from utils.training_program import TrainingProgram
 
-    keep_freed_memory()
+    program = TrainingProgram(args, settings, started)
     model, config = load_start(args, config)
     cfg = config.model
-    device = devices.choose_device(settings.device)
-    dtype = devices.choose_dtype(settings.dtype, device)
+    corpus = read_corpus(args, config, source)
+    loaders = corpus.create_loaders(cfg.context_length, settings)
+    if args.dry_run:
+        dry_run.print_parameters(count_parameters(cfg))
+    program.check_memory(TrainingMemory(cfg, settings, program.device, cfg.num_parameters, cfg.num_parameters))
+
+    torch.manual_seed(settings.seed)
+    model = (model or LanguageModel(cfg)).to(program.device)
+    model.tokenizer_state = corpus.tokenizer.state()
+    trainer = program.build_trainer(model, loaders)
+    report.print_start(trainer, corpus, config.path, program.dtype)
+    story = report.tell_story(trainer, corpus, source.encoding)
+    files = program.train_to_file(trainer, args.model_path, source.fingerprint, story, details={})
+    if files:
+        report.print_result(trainer, corpus, files)
+
+
+def read_corpus(args: argparse.Namespace, config: ConfigFile, source: Source):
+    """分好词的语料；词表大过 vocab_size 就抛出 UserError。"""
+    from utils.corpus import Corpus
+    from utils.resume import recorded_tokenizer
+
     keeps_tokenizer = args.resume and args.allow_data_change  # 语料变了，重新训练的词表就接不上了
     tokenizer = recorded_tokenizer(checkpoint_folder(args.model_path)) if keeps_tokenizer else config.tokenizer
     corpus = Corpus.open(source, tokenizer)
-    corpus.check_vocab_size(cfg.vocab_size, config.path)
-    loaders = corpus.create_loaders(cfg.context_length, settings)
-    memory = TrainingMemory(cfg, settings, device, cfg.num_parameters, cfg.num_parameters)
-    if args.dry_run:  # 装不下时也要看得到为什么，所以在检查之前
-        dry_run.print_parameters(count_parameters(cfg))
-        dry_run.print_memory(memory)
-    memory.check()
-
-    torch.manual_seed(settings.seed)
-    model = (model or LanguageModel(cfg)).to(device)
-    model.tokenizer_state = corpus.tokenizer.state()
-    if args.compile:
-        model.compile()
-    trainer = build_trainer(model, loaders, settings, dtype)
-    report.print_start(trainer, corpus, config.path, dtype)
-    identity = RunIdentity.of(model, source.fingerprint, settings, dtype, {})
-    story = report.tell_story(trainer, corpus, source.encoding)
-    with memory.explain_lack():
-        files = train_to_file(trainer, args.model_path, identity, story, args, started)
-    if files:
-        report.print_result(trainer, corpus, files)
+    corpus.check_vocab_size(config.model.vocab_size, config.path)
+    return corpus
 
 
 def load_start(args: argparse.Namespace, config: ConfigFile):

@@ -1,4 +1,4 @@
-"""语言模型：token id 进，下一个 token 的分数出。"""
+"""语言模型：token id 进，下一个 token 的分数出。道理见 docs/语言模型与参数量.md。"""
 
 import math
 

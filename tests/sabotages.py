@@ -374,8 +374,8 @@ SABOTAGES = {
     ],
     "classifier": [
         (
-            "nn.Linear(cfg.emb_dim, len(labels))",
-            "nn.Linear(cfg.emb_dim, len(labels), bias=False)",
+            "nn.Linear(self.cfg.emb_dim, len(labels))",
+            "nn.Linear(self.cfg.emb_dim, len(labels), bias=False)",
             "NoneType 没有 zero_ 这个属性",
         ),
         (
@@ -409,8 +409,8 @@ SABOTAGES = {
         ),
         ("        classifier.tokenizer_state = model.tokenizer_state\n", "", "分词器没有带过来"),
         ('{**super().get_extra_state(), "labels": self.labels}', "super().get_extra_state()", "标签没有写进"),
-        ("        self.out_head = nn.Linear(cfg.emb_dim, len(labels))\n", "", "model/classifier.py 第 21 行"),
-        ("nn.Linear(cfg.emb_dim, len(labels))", "nn.Linear(cfg.emb_dim, len(label))", "没有 label 这个名字"),
+        ("        self.out_head = nn.Linear(self.cfg.emb_dim, len(labels))\n", "", "model/classifier.py 第"),
+        ("nn.Linear(self.cfg.emb_dim, len(labels))", "nn.Linear(self.cfg.emb_dim, len(label))", "没有 label 这个名字"),
     ],
     "trainable": [
         ("for module in (model.final_norm, model.out_head):", "for module in (model.out_head,):", "漏了 final_norm"),

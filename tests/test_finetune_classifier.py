@@ -80,6 +80,8 @@ def test_labels_and_vocabulary_travel_in_the_model_file(folder, tuned):
 def test_classify_answers_once_and_in_a_dialogue(folder, tuned):
     once = run("classify.py", "--text", "免费领取 点击链接 中奖", cwd=folder)
     assert once.code == 0 and re.fullmatch(r"垃圾（\d+\.\d%）\n", once.stdout)
+    spaced = run("classify.py", "--text", " 免费领取 点击链接 中奖\n", cwd=folder)
+    assert spaced.stdout == once.stdout  # 训练时也去掉了首尾的空白
     piped = run("classify.py", cwd=folder, stdin="回家吃饭 谢谢你\n\n加微信 贷款 中奖\nexit\n")
     answers = re.findall(r"模型: (\S+)（", piped.stdout)
     assert (piped.code, answers) == (0, ["正常", "垃圾"])
@@ -107,7 +109,12 @@ def test_small_adapter_and_base_answer_like_the_merged_model(folder, tuned):
         for flags in (("--model_path", "l.pth"), apart)
     }
     assert len(answers) == 1 and "正常（" in answers.pop()
-    refuse(folder, "classify.py", ["--model_path", "l.pth", "--adapter_path", "l.pth.lora"], "l.pth：是分类模型")
+    refuse(
+        folder,
+        "classify.py",
+        ["--model_path", "l.pth", "--adapter_path", "l.pth.lora"],
+        "l.pth：已经是分类模型，不用再加适配器",
+    )
     refuse(folder, "classify.py", ["--model_path", "model.pth", "--adapter_path", "l.pth"], "l.pth：已损坏或不是适配器")
 
 

@@ -7,10 +7,15 @@ import pytest
 import torch
 from test_training_run import make_trainer
 
-from utils.run_identity import RunIdentity
 from utils.run_report import RunStory
 from utils.settings import TrainingSettings
-from utils.training_program import build_trainer, train_to_file
+from utils.training_memory import TrainingMemory
+from utils.training_program import TrainingProgram, build_trainer
+
+
+def make_program(trainer, **flags) -> TrainingProgram:
+    shared = {"resume": False, "allow_data_change": False, "dry_run": False, "compile": False}
+    return TrainingProgram(argparse.Namespace(**{**shared, **flags}), trainer.settings, time.monotonic())
 
 
 @pytest.fixture
@@ -19,9 +24,9 @@ def start(tmp_path):
 
     def run(**flags):
         trainer, story = make_trainer(max_steps=2), RunStory("测试", {}, lambda: [], 0)
-        args = argparse.Namespace(**{"resume": False, "allow_data_change": False, "dry_run": False, **flags})
-        identity = RunIdentity.of(trainer.model, "数据", trainer.settings, torch.float32, {})
-        return train_to_file(trainer, tmp_path / "m.pth", identity, story, args, time.monotonic())
+        program = make_program(trainer, **flags)
+        program.check_memory(TrainingMemory(trainer.model.cfg, trainer.settings, program.device, 1, 1))
+        return program.train_to_file(trainer, tmp_path / "m.pth", "数据", story, {})
 
     return run
 
@@ -52,3 +57,12 @@ def test_trainer_uses_the_settings_and_the_precision():
     assert [type(optimizer).__name__ for optimizer in trainer.optimizers] == ["AdamW", "Muon"]
     with trainer.precision:
         assert torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch 自己的
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_model_is_compiled_when_asked(is_compiled):
+    given = make_trainer()
+    program = make_program(given, compile=is_compiled)
+    trainer = program.build_trainer(given.model, (given.train_loader, given.validate_loader))
+    assert (trainer.model._compiled_call_impl is not None) == is_compiled

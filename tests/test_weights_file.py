@@ -104,6 +104,12 @@ def test_folder_without_weights_is_explained(tmp_path):
         check_weights_file(tmp_path)
 
 
+def test_weights_in_several_files_are_explained(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match="权重分成了几个文件（model.safetensors.index.json），读不了"):
+        check_weights_file(tmp_path)
+
+
 def test_missing_file_gives_the_advice(tmp_path):
     with pytest.raises(UserError, match="找不到模型文件。请先运行 pretrain.py"):
         check_weights_file(tmp_path / "model.pth")

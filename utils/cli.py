@@ -56,9 +56,10 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().add_usage(usage, actions, groups, "用法：")
 
     def _format_args(self, action, default_metavar):
-        if not action.option_strings:
-            return action.metavar or default_metavar
-        return "" if action.nargs == 0 else "值"
+        if action.nargs == 0:
+            return ""
+        name = "值" if action.option_strings else action.metavar or default_metavar
+        return {"*": f"[{name} ...]", "+": f"{name} ..."}.get(action.nargs, name)
 
 
 def _number(convert: Callable[[str], float], kind: str, is_valid: Callable[[float], bool]) -> Callable[[str], float]:
@@ -133,6 +134,11 @@ def plain_text(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("不能为空")
     return text
+
+
+def visible_text(text: str) -> str:
+    """看得见的文字，去掉首尾空白。"""
+    return plain_text(text.strip())
 
 
 def add_finetuning_arguments(parser: ArgumentParser, data_path: str, output_path: str, modes: tuple[str, ...]) -> None:

@@ -1,6 +1,5 @@
 """指令数据：从 JSON 或 JSONL 读进来，分成训练和留出两部分。不引用 torch，写错的数据立刻有回应。"""
 
-import hashlib
 import json
 import random
 from dataclasses import dataclass
@@ -27,8 +26,8 @@ class Conversation:
 def read_conversations(path: Path, encoding: str = "utf-8") -> list[Conversation]:
     """读出全部数据；不成立的抛出 UserError，写明第几条。
 
-    每条是 {"instruction", "input"（可省）, "output"}，或 {"conversations": [{"role", "content"}, …]}；
-    可以另有 "task"（哪一类任务）和 "split"（train 或 held_out）。
+    每条是 {"instruction", "input"（可省）, "output"}，或 {"conversations": [{"role", "content"}, …]}，也可以是
+    ShareGPT 的写法 {"from", "value"}；可以另有 "task"（哪一类任务）和 "split"（train 或 held_out）。
     """
     records = [_conversation(record, number, path) for number, record in enumerate(_parse(path, encoding), 1)]
     if len(records) < MIN_RECORDS:
@@ -62,7 +61,8 @@ def _conversation(record: object, number: int, path: Path) -> Conversation:
         turns = _turns(record["conversations"], number, path)
     else:
         values = [_text(record, name, number, path) for name in ("instruction", "output")]
-        text = _text(record, "input", number, path) if record.get("input") else ""
+        has_input = record.get("input") not in (None, "")
+        text = _text(record, "input", number, path) if has_input else ""
         turns = (Turn(join_question(values[0], text), values[1]),)
     split = record.get("split")
     if split not in (None, "train", "held_out"):
@@ -80,10 +80,12 @@ def _turns(messages: object, number: int, path: Path) -> tuple[Turn, ...]:
     texts = []
     for index, message in enumerate(messages):
         wanted = ("user", "assistant")[index % 2]
-        role = message.get("role") if isinstance(message, dict) else None
+        is_share_gpt = isinstance(message, dict) and "from" in message
+        role_name, text_name = ("from", "value") if is_share_gpt else ("role", "content")
+        role = message.get(role_name) if isinstance(message, dict) else None
         if not isinstance(role, str) or ROLES.get(role) != wanted:
-            raise UserError(path, f"第 {number} 条的第 {index + 1} 句的 role 应为 {wanted}，收到 {role}")
-        texts.append(_text(message, "content", number, path))
+            raise UserError(path, f"第 {number} 条的第 {index + 1} 句的 {role_name} 应为 {wanted}，收到 {role}")
+        texts.append(_text(message, text_name, number, path))
     return tuple(map(Turn, texts[::2], texts[1::2]))
 
 
@@ -122,8 +124,3 @@ def split_conversations(
     return [r for r in records if r.turns[0].question not in held_out], [
         r for r in records if r.turns[0].question in held_out
     ]
-
-
-def digest_of(records: list[Conversation]) -> str:
-    """数据的指纹。"""
-    return hashlib.sha256(repr(records).encode("utf-8")).hexdigest()

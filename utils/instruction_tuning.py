@@ -77,7 +77,8 @@ def measure_exact_match(
 ) -> dict[str | None, tuple[int, int]]:
     """{任务: (完全答对几条, 一共几条)}；loader 按 InstructionDataset 原来的次序。
 
-    每个位置最可能的都恰好是答案，贪心生成便会写出整个答案，所以一次前向就够，不必逐个生成。
+    把标准答案喂进去，看每个位置最可能的是不是它的下一个 token。处处都是，贪心生成便一字不差地写出它；有一处不是，
+    贪心生成就在那里走岔。所以一次前向就够，不必逐个生成。
     """
     is_right = []
     device = next(model.parameters()).device

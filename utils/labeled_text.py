@@ -1,7 +1,6 @@
 """带标签的文字：从 CSV、TSV 或 JSONL 读进来，分成训练、验证、测试三部分。不引用 torch，写错的数据立刻有回应。"""
 
 import csv
-import hashlib
 import io
 import json
 import random
@@ -38,22 +37,26 @@ class Split:
 
 
 def read_labeled_texts(path: Path, encoding: str = "utf-8") -> list[LabeledText]:
-    """读出全部数据；不成立的抛出 UserError，写明第几条。
+    """读出全部数据；不成立的抛出 UserError，写明在文件的第几行。
 
     认得三种写法：有表头（label、text 两列，次序不限，可以有别的列）的 CSV 或 TSV；没有表头的“标签、制表符、文字”
-    (UCI SMS Spam Collection)；每行一个 {"label": …, "text": …} 的 JSONL。
+    (UCI SMS Spam Collection)；每行一个 {"label": …, "text": …} 的 JSONL。标签和文字可以叫 LABEL_NAMES、TEXT_NAMES
+    里的任何一个名字。
     """
     content = read_text(path, encoding)
+    if content.lstrip().startswith("["):
+        raise UserError(path, "是 JSON 数组", "改成每行一个 {“label”: …, “text”: …}，不要方括号和行末的逗号。")
     rows = _rows_of_jsonl(content, path) if content.lstrip().startswith("{") else _rows_of_table(content, path)
     records, seen = [], {}
     for number, label, text in rows:
         label, text = label.strip(), text.strip()
         if not label or not text:
-            raise UserError(path, f"第 {number} 条的{'文字' if label else '标签'}是空的", "补上，或删去这一条。")
+            raise UserError(path, f"第 {number} 行的{'文字' if label else '标签'}是空的", "补上，或删去这一行。")
+        if not label.isprintable():
+            raise UserError(path, f"第 {number} 行的标签里有换行之类看不见的字符：{label[:20]!r}", "去掉它们。")
         if seen.setdefault(text, label) != label:
-            raise UserError(
-                path, f"第 {number} 条与前面的一条文字相同，标签却是 {label} 而不是 {seen[text]}", "改成一样。"
-            )
+            reason = f"第 {number} 行与前面的一条文字相同，标签却是 {label} 而不是 {seen[text]}"
+            raise UserError(path, reason, "改成一样。")
         records.append(LabeledText(label, text))
     _check_labels(records, path)
     return list(dict.fromkeys(records))  # 相同的只留一条，免得同时出现在训练和测试里
@@ -67,17 +70,20 @@ def _rows_of_jsonl(content: str, path: Path) -> Iterator[tuple[int, str, str]]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             raise UserError(path, f"第 {number} 行不是合法的 JSON", "每行应是一个 {“label”: …, “text”: …}。") from None
-        for name in ("label", "text"):
-            if not isinstance(record, dict) or name not in record:
-                raise UserError(path, f'第 {number} 条缺少 "{name}"')
+        values = []
+        for choices in (LABEL_NAMES, TEXT_NAMES):
+            name = next((name for name in choices if isinstance(record, dict) and name in record), None)
+            if name is None:
+                raise UserError(path, f'第 {number} 行缺少 "{choices[0]}"')
             if not isinstance(record[name], str):
                 value = json.dumps(record[name], ensure_ascii=False)
-                raise UserError(path, f'第 {number} 条的 "{name}" 应是文字，收到 {value}')
-        yield number, record["label"], record["text"]
+                raise UserError(path, f'第 {number} 行的 "{name}" 应是文字，收到 {value}')
+            values.append(record[name])
+        yield number, *values
 
 
 def _rows_of_table(content: str, path: Path) -> Iterator[tuple[int, str, str]]:
-    first = content.split("\n", 1)[0]
+    first = content.lstrip("\n").split("\n", 1)[0]
     delimiter = "\t" if "\t" in first else ","
     is_bare = delimiter == "\t" and not _columns_of(first.split("\t"))
     # UCI 的文件里引号只是文字的一部分
@@ -144,10 +150,5 @@ def split_records(records: list[LabeledText], seed: int) -> Split:
 
 
 def labels_of(records: list[LabeledText]) -> list[str]:
-    """全部标签，按数据里出现的次序无关的固定次序。"""
+    """全部标签，依字符编码排列，与数据的次序无关。"""
     return sorted({record.label for record in records})
-
-
-def digest_of(records: list[LabeledText]) -> str:
-    """数据的指纹。"""
-    return hashlib.sha256(repr(records).encode("utf-8")).hexdigest()

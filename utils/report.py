@@ -69,7 +69,7 @@ def print_plan(trainer: Trainer, budget: Budget) -> None:
     speed_text = f"每步 {seconds_per_step:.3g} 秒（{speed:,.0f} token/s）"
     say(f"训练：{epochs:.3g} 轮共 {total_steps:,} 步，{speed_text}，{time}")
     if min(estimate, seconds_left) > LONG_SECONDS:
-        say(f"想几分钟就看到结果，可以换小模型：python pretrain.py --config {QUICK_CONFIG}")
+        say(f"想几分钟就看到结果，可以换小模型（如 {QUICK_CONFIG} 的），或用 --max_minutes 限定时间")
 
 
 def print_result(trainer: Trainer, corpus: Corpus, files: RunFiles) -> None:

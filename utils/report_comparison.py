@@ -177,7 +177,9 @@ class Report:
         axes.set(xlabel=x_label, ylabel="validation loss (nats/char)", title="Equal budget")
         axes.grid(alpha=0.3)
         title = " ".join(self.header)
-        axes.legend(title=title if font or title.isascii() else None, prop={"family": font} if font else None)
+        style = {"family": font} if font else None
+        title = title if font or title.isascii() else None
+        axes.legend(title=title, title_fontproperties=style, prop=style)
         write_atomically(path, lambda file: figure.savefig(file, format="png"))
 
 

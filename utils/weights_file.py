@@ -14,6 +14,7 @@ from utils.files import check_input_file, read_input_file
 
 SAFETENSORS_NAME = "model.safetensors"
 HUGGING_FACE_NAMES = (SAFETENSORS_NAME, "pytorch_model.bin")  # 文件夹里两个都有时用前一个
+INDEX_NAMES = tuple(f"{name}.index.json" for name in HUGGING_FACE_NAMES)  # 分成几个文件时的目录
 LENGTH_BYTES = 8
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "BOOL": 1, "U8": 1}
 MAX_DIMENSIONS = 4
@@ -43,6 +44,9 @@ def find_weights_file(path: Path) -> Path:
         found = [path / name for name in HUGGING_FACE_NAMES if (path / name).exists()]
     except (OSError, ValueError) as error:
         raise UserError(path, f"打不开模型文件（{getattr(error, 'strerror', error)}）") from None
+    sharded = [name for name in INDEX_NAMES if (path / name).exists()]
+    if not found and sharded:
+        raise UserError(path, f"权重分成了几个文件（{sharded[0]}），读不了", "用 transformers 存成一个文件。")
     if not found:
         raise UserError(path, f"文件夹里没有 {' 或 '.join(HUGGING_FACE_NAMES)}", "请给出模型文件。")
     return found[0]
