@@ -81,7 +81,9 @@ def build_classifier(args: argparse.Namespace, seed: int, records: list[LabeledT
 
     from model.classifier import Classifier
     from model.language_model import LanguageModel
-    from utils.fine_tuning import choose_trainable
+    from model.lora import LoRAConfig
+    from model.trainable import set_trainable
+    from utils.fine_tuning import check_lora_rank
     from utils.labeled_text import labels_of
     from utils.model_loading import load_to_train
 
@@ -91,7 +93,8 @@ def build_classifier(args: argparse.Namespace, seed: int, records: list[LabeledT
     )
     torch.manual_seed(seed)
     model = Classifier.from_language_model(body, labels_of(records)).to(device)
-    choose_trainable(model, args)
+    check_lora_rank(args, model.cfg)
+    set_trainable(model, args.trainable, LoRAConfig(args.lora_rank, args.lora_alpha, args.lora_projections))
     return model, tokenizer
 
 

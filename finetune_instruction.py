@@ -77,14 +77,18 @@ def build_assistant(args: argparse.Namespace, seed: int, records: list[Conversat
     import torch
 
     from model.language_model import LanguageModel
-    from utils.fine_tuning import choose_trainable
+    from model.lora import LoRAConfig
+    from model.trainable import set_trainable
+    from utils.fine_tuning import check_lora_rank
     from utils.model_loading import load_to_train
 
     model, tokenizer = load_to_train(args.model_path, ModelConfig.from_dict, LanguageModel)
     questions = [record.turns[0].question for record in records]
     model.template = choose_template(questions) if args.template == "auto" else args.template
     torch.manual_seed(seed)
-    choose_trainable(model.to(device), args)
+    check_lora_rank(args, model.cfg)
+    lora = LoRAConfig(args.lora_rank, args.lora_alpha, args.lora_projections)
+    set_trainable(model.to(device), args.trainable, lora)
     return model, tokenizer
 
 

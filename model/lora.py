@@ -80,7 +80,7 @@ def adapter_state_dict(model: nn.Module) -> dict:
     if not layers:
         return {}
     learned = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
-    return {**learned, "_extra_state": {**asdict(layers[0].config), "base": fingerprint(model, learned)}}
+    return {**learned, "_extra_state": {**asdict(layers[0].config), "base": _fingerprint(model, learned)}}
 
 
 def merge_adapter(model: nn.Module, adapter: dict) -> None:
@@ -93,12 +93,17 @@ def merge_adapter(model: nn.Module, adapter: dict) -> None:
         missing, unexpected = model.load_state_dict(learned, strict=False)
     except RuntimeError:
         raise ValueError("形状与模型不符") from None
-    if unexpected or any(PREFIX in name for name in missing) or fingerprint(model, learned) != description["base"]:
+    if unexpected or any(PREFIX in name for name in missing) or _fingerprint(model, learned) != description["base"]:
         raise ValueError("是从另一个模型微调来的")
     merge_lora(model)
 
 
-def fingerprint(model: nn.Module, learned: Container[str]) -> str:
+def body_fingerprint(model: nn.Module) -> str:
+    """身体的指纹，头和适配器不算；训练之前取，就是起点的指纹。"""
+    return _fingerprint(model, {name for name, _ in model.named_parameters() if PREFIX in name or "out_head" in name})
+
+
+def _fingerprint(model: nn.Module, learned: Container[str]) -> str:
     """权重的指纹，名字在 learned 里的不算。"""
     digest = hashlib.sha256()
     for name, value in model.named_parameters():

@@ -13,8 +13,9 @@ FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | 
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 IN_COMMENT = re.compile(r"(?:^|[：，；]|或 ?)((?:python|py|make|pip) [^：，；。]+)")
 TYPED = re.compile(r"(?:\$ |(?=\.venv/bin/))(.+)")  # 输出里照抄的命令：提示符之后的，和 make 打印的
-# cat > x.py <<'结束' 之后直到“结束”的各行，是写进文件的
-SCRIPT = re.compile(r"^(?P<head>.*)<<'?(?P<end>\w+)'?\n(?P<body>.*?)^(?P=end)\n", re.MULTILINE | re.DOTALL)
+# “新建文件 `x.py`，写入：”之后的 python3 代码块，是读者自己写的小程序；不用 cat > x.py <<，PowerShell 里没有
+SCRIPT = re.compile(r"新建文件 `(?P<path>[^`]+)`，写入：\n\n```python3\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+WRITE = "写入"
 # 行内代码以它们开头、后面还有字，才是命令；单独的 `generate.py` 是文件名
 STARTERS = re.compile(r"(?:[\w./]+\.py|python3?|py|pip|make|git|uv|ruff|echo|source|cd|apt-get|(?:\.venv/bin/\w+)) .")
 SEPARATORS = {"|", "&&", ";"}
@@ -22,7 +23,7 @@ SEPARATORS = {"|", "&&", ";"}
 
 @dataclass(frozen=True)
 class Command:
-    """文档里的一条命令；stdin 是管道左边的 echo 写给它的，或 << 之后的各行。"""
+    """文档里的一条命令；stdin 是管道左边的 echo 写给它的，或写进文件的各行。"""
 
     page: str
     line: int
@@ -44,16 +45,15 @@ def commands_of(page: Path) -> list[Command]:
 def written_lines(text: str) -> list[tuple[int, str]]:
     """[(行号, 命令)]：命令块的每一行、块里的注释提到的、text 块里 $ 之后的、正文里行内代码写的。"""
     found, prose = [], text
+    for script in SCRIPT.finditer(text):
+        number = text.count("\n", 0, script.start()) + 1
+        found.append((number, f"{WRITE} {script['path']}\n{script['body']}"))
     for fence in FENCE.finditer(text):
         start = text.count("\n", 0, fence.start("body")) + 1
         prose = prose.replace(fence[0], "\n" * fence[0].count("\n"))
         is_shell = fence["language"] in SHELLS
         # 行末的 \ 把两行接成一行；补一个空行，后面的行号才不变
         body = re.sub(r"\\\n(.*\n)", r"\1\n", fence["body"])
-        for script in SCRIPT.finditer(body) if is_shell else ():
-            number = start + body.count("\n", 0, script.start())
-            found.append((number, f"{script['head']}\n{script['body']}"))
-            body = body.replace(script[0], "\n" * script[0].count("\n"))
         for number, line in enumerate(body.splitlines(), start):
             command, _, comment = line.partition("#")
             if is_shell and line.strip():

@@ -7,7 +7,7 @@
 - tests/soak.py 要一个多小时：各项在 test_soak.py 里各做一小份，这里只看名字选得中哪几项。
 - --compile 要 C++ 编译器和几十秒：只看它编译了一个模型；编译之后的训练在 test_cuda.py 里测。
 - compare.py 让 pretrain.py 在自己的进程里训练：改在这个进程里，省下载入 torch 的时间。
-- 文档里当场写出的小程序（cat > x.py <<）要练好的模型，或十几秒：只编译，导入它要的东西。
+- 文档里让读者新建的小程序要练好的模型，或十几秒：只编译，导入它要的东西。
 - verify.py：一个模块的检查只做一遍，几条命令共用。
 - pytest 不在测试里再运行；pip、uv、venv、git、ruff、apt-get 会改动环境：只看提到的文件、包在不在。
 """
@@ -26,7 +26,7 @@ from typing import BinaryIO
 
 import pytest
 import torch
-from documented_commands import Command, commands_of
+from documented_commands import WRITE, Command, commands_of
 
 from checks import runner
 from conftest import ROOT
@@ -43,7 +43,6 @@ OUTPUT_FLAGS = {"pretrain": "--model_path", "export_hf": "--output", **dict.from
 INPUT_FLAGS = ("--model_path", "--init_from", "--adapter_path")
 PLACEHOLDERS = {"配置": "configs/pocket_config_3M.json", "分钟": "10"}  # 文档里代替具体取值的说法
 SMALLER = {"--minutes": "0.005", "--flops": "2e9", "--seeds": "1", "--max_steps": "2", "--max_new_tokens": "4"}
-CHECKED = {}  # {模块: verify.py 的结果}
 
 
 def is_python(command: Command) -> bool:
@@ -83,7 +82,7 @@ class Reader:
             self.run_program(command, PROGRAMS[name], list(arguments))
         elif (self.folder / name).exists():
             self.run_file(name)
-        elif any(writer.words == ("cat", ">", name) for writer in before(command)):
+        elif any(writer.words == (WRITE, name) for writer in before(command)):
             pass  # 那一条已经查过它
         else:
             pytest.fail(f"{command}：没有 {name}")
@@ -254,12 +253,13 @@ def check_ruff(command: Command) -> None:
 
 
 def check_script(command: Command) -> None:
-    """cat > x.py 写出的小程序：能编译，要导入的都有。"""
-    assert command.words[:2] == ("cat", ">") and command.words[2].endswith(".py"), command
-    tree = ast.parse(command.stdin, command.words[2])
+    """读者自己写的小程序：能编译，要导入的都有。"""
+    _, name = command.words
+    assert name.endswith(".py"), command
+    tree = ast.parse(command.stdin, name)
     imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert imports
-    exec(compile(ast.Module(imports, []), command.words[2], "exec"), {})
+    exec(compile(ast.Module(imports, []), name, "exec"), {})
 
 
 def check_system_package(command: Command) -> None:
@@ -278,7 +278,7 @@ CHECKS = {
     "uv": check_uv,
     "ruff": check_ruff,
     ".venv/bin/ruff": check_ruff,
-    "cat": check_script,
+    WRITE: check_script,
     "apt-get": check_system_package,
 }
 MODULE_CHECKS = {"pip": check_pip, "venv": check_venv, "pytest": check_pytest}

@@ -78,7 +78,8 @@ def test_command_runs(reader, command):
         ("python -m http.server", "没有 -m"),
         ("make demon", "demon"),
         ("docker run pocketllm", "测试不认识这种命令"),
-        ("cat > x.py \nfrom model.attention import SelfAttention\n", "SelfAttention"),
+        ("写入 x.py\nfrom model.attention import SelfAttention\n", "SelfAttention"),
+        ("cat > x.py", "测试不认识这种命令"),
     ],
 )
 def test_mistake_in_a_document_is_caught(reader, line, said):
@@ -96,10 +97,13 @@ python b.py \\
   --z 2
 ```
 
-```bash
-cat > g.py <<'结束'
+新建文件 `g.py`，写入：
+
+```python3
 print("# 不是命令")
-结束
+```
+
+```bash
 python g.py
 ```
 
@@ -116,13 +120,13 @@ print("python f.py")
     found = [command.words for _, line in written_lines(text) for command in parse(line, "x.md", 1)]
     assert sorted(found) == [
         (".venv/bin/python", "e.py"),
-        ("cat", ">", "g.py"),
         ("py", "a.py", "--y"),
         ("python", "a.py", "--x", "1"),
         ("python", "b.py", "--z", "2"),
         ("python", "c.py"),
         ("python", "g.py"),
         ("python", "verify.py", "attention"),
+        ("写入", "g.py"),
     ]
 
 

@@ -1,9 +1,11 @@
 """课程的每一章样子相同：图、公式、代码、手算、实验、常犯的错、问答；地图按次序列出各章；图是脚本画的。"""
 
 import re
+from collections import Counter
 from urllib.parse import unquote
 
 import pytest
+from documented_commands import FENCE
 from test_docs import ESSAYS, EXAMPLE, LINK, QUOTE
 
 from conftest import ROOT
@@ -11,6 +13,7 @@ from docs.pictures.__main__ import CHAPTERS as PICTURES
 from docs.pictures.__main__ import FOLDER, draw
 from docs.pictures.地图 import CHAPTERS as COURSE
 
+LONG = 18  # 这么多个字的一句话，不会碰巧相同
 SECTIONS = ("公式", "代码", "手算", "实验", "容易犯的错", "想一想")
 
 
@@ -46,6 +49,23 @@ def test_chapter_has_every_part(name):
 @pytest.mark.parametrize("chapter", PICTURES)
 def test_picture_is_what_its_script_draws(chapter):
     assert (FOLDER / f"{chapter}.svg").read_text(encoding="utf-8") == draw(chapter)
+
+
+def repeated_sentences(texts: list[str]) -> list[str]:
+    """不止写了一遍的句子；代码块和标点不算。"""
+    prose = "\n".join(FENCE.sub("", text) for text in texts)
+    sentences = (re.sub(r"\W", "", part) for part in re.split(r"[。！？；：|\n]", prose))
+    return [sentence for sentence, count in Counter(sentences).items() if count > 1 and len(sentence) >= LONG]
+
+
+def test_nothing_is_said_twice():
+    assert repeated_sentences([page.read_text(encoding="utf-8") for page in ESSAYS]) == []
+
+
+def test_repeated_sentence_is_caught():
+    first = "先说一句别的。训练文字看得遍数多了，它记住的是那些句子。"
+    second = "另一章：训练文字看得遍数多了，它记住的，是那些句子；\n"
+    assert repeated_sentences([first, second]) == ["训练文字看得遍数多了它记住的是那些句子"]
 
 
 def test_map_lists_the_chapters_in_order_and_every_other_page():

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from documented_commands import FENCE, INLINE, PAGES
+from documented_commands import FENCE, INLINE, PAGES, SCRIPT, SHELLS
 from reader import PROGRAMS
 
 from conftest import ROOT
@@ -33,7 +33,6 @@ FLAG = re.compile(r"(?<![\w-])--[a-z]\w+", re.ASCII)
 PRODUCT = re.compile(r"\.(?:pth|jsonl|html|png|lora|ckpt|bak|md|txt|csv|safetensors|bin)$")
 UNFINISHED = re.compile(r"\b(?:RESULT|TODO|FIXME|TBD|XXX)\b")
 
-WRITTEN = re.compile(r"^cat > (\S+)", re.MULTILINE)  # 照着命令就写得出的
 LEARNERS_FILE = "练习.py"  # 读者自己建的
 OTHERS_NAMES = {  # 别人的：环境变量，transformers 的文件，PyTorch 里的算子和函数
     *("PIP_INDEX_URL", "config.json", "LinearCrossEntropyOptions", "torch.nn.functional.linear_cross_entropy"),
@@ -64,15 +63,27 @@ def check_examples(page: Path) -> int:
 
 
 def missing_paths(page: Path) -> list[str]:
-    """page 提到而项目里没有、也不能用 data/download.py 下载的文件。"""
+    """page 提到而项目里没有、也不能用 data/download.py 下载的文件；链接指向的小节也要有。"""
     downloads = (ROOT / "data/download.py").read_text(encoding="utf-8")
     text = page.read_text(encoding="utf-8")
-    targets = [unquote(link["target"]).split("#")[0] for link in LINK.finditer(FENCE.sub("", text))]
-    links = [target for target in targets if target and not re.match(r"[a-z]+:", target)]
-    missing = [link for link in links if not (page.parent / link).exists()]
-    own = {LEARNERS_FILE, *WRITTEN.findall(text)}
+    targets = [unquote(link["target"]) for link in LINK.finditer(FENCE.sub("", text))]
+    missing = [target for target in targets if not re.match(r"[a-z]+:", target) and not leads_somewhere(page, target)]
+    own = {LEARNERS_FILE, *(script["path"] for script in SCRIPT.finditer(text))}
     absent = [path for path in PATH.findall(text) if not is_there(path) and path not in own]
     return missing + [path for path in absent if f'file_name="{Path(path).name}"' not in downloads]
+
+
+def leads_somewhere(page: Path, target: str) -> bool:
+    """page 里的链接 target：文件在，# 后面的小节也在。"""
+    name, _, anchor = target.partition("#")
+    path = page.parent / name if name else page
+    return path.exists() and (not anchor or anchor in anchors_of(path.read_text(encoding="utf-8")))
+
+
+def anchors_of(text: str) -> set[str]:
+    """各个标题在 GitHub 上的锚：小写，去掉标点，空格变成 -。"""
+    titles = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def is_there(path: str) -> bool:
@@ -124,6 +135,16 @@ def is_known(name: str, own: set[str]) -> bool:
     return all(part in WORDS | own for part in name.split("."))
 
 
+SOURCES = [path.read_text(encoding="utf-8") for folder in ("model", "utils") for path in (ROOT / folder).glob("*.py")]
+
+
+def is_quoted(quote: str) -> bool:
+    """quote 的各行都在同一个文件里，次序也一样；中间可以略去几行。"""
+    wanted = [line.strip() for line in quote.splitlines() if line.strip()]
+    files = [iter([line.strip() for line in source.splitlines()]) for source in SOURCES]
+    return any(all(line in lines for line in wanted) for lines in files)
+
+
 @pytest.fixture(scope="module")
 def flags() -> set[str]:
     """全部程序的 --help 里的参数。"""
@@ -148,10 +169,16 @@ def test_examples_print_what_the_essay_says(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_quoted_lines_are_in_the_code(page):
-    code = "\n".join(path.read_text(encoding="utf-8") for path in (*ROOT.glob("model/*.py"), *ROOT.glob("utils/*.py")))
-    quotes = QUOTE.findall(page.read_text(encoding="utf-8"))
-    assert [line for quote in quotes for line in quote.splitlines() if line.strip() not in code] == []
+def test_quoted_lines_are_in_one_file_in_the_same_order(page):
+    assert [quote for quote in QUOTE.findall(page.read_text(encoding="utf-8")) if not is_quoted(quote)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_is_of_a_kind_that_is_checked(page):
+    text = page.read_text(encoding="utf-8")
+    languages = [fence["language"] for fence in FENCE.finditer(text)]
+    assert set(languages) <= {*SHELLS, "py", "python", "python3", "text", "json", ""}
+    assert languages.count("python3") == len(SCRIPT.findall(text))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -203,6 +230,25 @@ def test_missing_file_of_any_folder_is_caught(tmp_path):
         "`checks/nothing.py`、`pretrian.py`、`utils/report_page/x.py`；`run.py` 和 `verify.py` 有。", encoding="utf-8"
     )
     assert missing_paths(page) == ["checks/nothing.py", "pretrian.py", "utils/report_page/x.py"]
+
+
+def test_link_to_a_missing_section_is_caught(tmp_path):
+    page = tmp_path / "essay.md"
+    page.write_text("# 一章\n\n## RoPE 与 `rotate`\n\n[有](#rope-与-rotate)，[没有](essay.md#别处)。", encoding="utf-8")
+    assert missing_paths(page) == ["essay.md#别处"]
+
+
+@pytest.mark.parametrize(
+    "quote",
+    [
+        "self.keys[layer, :, :, self.length : end] = key\n",
+        "x = x + 1\n",
+        "return self.final_norm(x)\nx = block(x, self.position, cache)\n",
+    ],
+    ids=["part_of_a_line", "not_in_the_code", "other_order"],
+)
+def test_altered_quote_is_caught(quote):
+    assert is_quoted("self.keys[layer, :, :, self.length : end] = keys\n") and not is_quoted(quote)
 
 
 def test_unknown_name_is_caught():

@@ -11,6 +11,7 @@ from utils.checkpoint import DESCRIPTION_KEY, check_tensors, load_state, save_st
 from utils.cli import LORA_PROJECTIONS
 from utils.errors import UserError
 
+LORA_PREFIX = "lora_"  # 与 model/lora.py 的 PREFIX 相同
 NOT_AN_ADAPTER = "已损坏或不是适配器文件"
 KINDS = {
     "rank": int,
@@ -56,7 +57,7 @@ def _is_description(description: dict, tensors: dict[str, Tensor]) -> bool:
     """各项的类型和范围都对，秩与张量相同：照它建立适配器，占的内存才不会比文件大多少。"""
     if not all(isinstance(description[name], kind) for name, kind in KINDS.items()):
         return False
-    ranks = {len(tensor) for name, tensor in tensors.items() if name.endswith(".lora_A") and tensor.dim() == 2}
+    ranks = {len(tensor) for name, tensor in tensors.items() if name.endswith(f".{LORA_PREFIX}A") and tensor.dim() == 2}
     return (
         all(isinstance(label, str) for label in description["labels"] or [])
         and type(description["rank"]) is int  # True 也是 int

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from model.lora import PREFIX as LORA_PREFIX
+from utils.adapter import LORA_PREFIX
 from utils.archive import NOT_A_MODEL
 from utils.checkpoint import ModelFile, load_state, model_file_of
 from utils.errors import UserError

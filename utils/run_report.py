@@ -111,7 +111,7 @@ class RunReport:
             model={"参数": f"{sum(p.numel() for p in self.trainer.model.parameters()):,} 个", **self.identity.config},
             settings=self.identity.settings,
             environment={**self.identity.environment, "Python": platform.python_version(), "系统": platform.platform()},
-            fingerprints={"数据": self.identity.data, "词表": self.identity.tokenizer},
+            fingerprints={"数据": self.identity.data_digest, "词表": self.identity.tokenizer},
         )
         content = render_page(page)
         write_atomically(self.path, lambda file: file.write(content))

@@ -1,4 +1,4 @@
-"""四种格式的每一位管什么；bfloat16 是砍掉后一半的 float32。"""
+"""四种格式的每一位管什么；bfloat16 是只留前一半的 float32。"""
 
 import torch
 
@@ -24,7 +24,7 @@ def draw() -> Picture:
         draw_bits(picture, 62 + index * ROW, dtype, bits)
     cut = LEFT + 16 * CELL
     picture.line([(cut, 52), (cut, 170)], color=ORANGE, dashed=True)
-    picture.text(cut + 8, 62 + ROW + 13, "砍掉后 16 位，就是 bfloat16", size=13, color=ORANGE, anchor="start")
+    picture.text(cut + 8, 62 + ROW + 13, "后 16 位四舍五入，就是 bfloat16", size=13, color=ORANGE, anchor="start")
     picture.text(cut + 8, 62 + 2 * ROW + 13, "指数少三位，最大只到 65,504", size=13, color=GREY, anchor="start")
     picture.text(cut + 8, 62 + 3 * ROW + 13, "只有整数；每行权重另存一个尺度", size=13, color=GREY, anchor="start")
     picture.text(360, 382, "权重一步只改万分之几：存成 bfloat16 就被舍掉了，所以训练时权重留在 float32", size=14)
