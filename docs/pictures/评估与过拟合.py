@@ -16,8 +16,8 @@ def draw() -> Picture:
     last = records[-1]
 
     picture = Picture(720, 390, "训练损失一路下降，验证损失先降后升")
-    axes = Axes(picture, 70, 50, 560, 280, (0, 850), (0, 0.72))
-    left, top = axes.at(best[0], 0.72)
+    axes = Axes(picture, 70, 50, 560, 280, (0, 850), (0, 0.76))
+    left, top = axes.at(best[0], 0.76)
     picture.rect(left, top, axes.at(850, 0)[0] - left, 280, fill="#fdf3f1")
     ticks = {y / 10: f"0.{y}" for y in range(0, 8)}
     axes.frame("步数", "损失", {step: str(step) for step in range(0, 801, 100)}, ticks)
@@ -27,10 +27,10 @@ def draw() -> Picture:
         picture.circle(*axes.at(step, train), 3.5, fill=BLUE)
         picture.circle(*axes.at(step, validate), 3.5, fill=ORANGE)
     picture.line([(left, top), (left, axes.at(0, best[2])[1] - 6)], color=GREY, dashed=True)
-    picture.text(left - 10, top + 16, f"第 {best[0]} 步验证最低：{best[2]}", size=13, color=GREY, anchor="end")
-    picture.text(left + 10, top + 16, "从这里起是在背书", size=13, color=RED, anchor="start")
-    picture.text(*axes.at(610, 0.405), "验证损失：没见过的文字", size=13, color=ORANGE)
-    picture.text(*axes.at(610, 0.055), "训练损失：见过的文字", size=13, color=BLUE)
+    picture.text(left + 10, top + 16, f"第 {best[0]} 步验证最低：{best[2]}", size=13, color=GREY, anchor="start")
+    picture.text(left + 10, top + 40, "从这里起是在背书", size=13, color=RED, anchor="start")
+    picture.text(*axes.at(690, 0.40), "验证损失：没见过的文字", size=13, color=ORANGE)
+    picture.text(*axes.at(690, 0.06), "训练损失：见过的文字", size=13, color=BLUE)
     _draw_gap(picture, axes, last[1], last[2])
     return picture
 
