@@ -150,6 +150,6 @@ def test_resume_with_other_details_is_refused(folder, tuned):
     flags = ("--output_path", "details.pth", "--max_steps", 2, "--trainable", "lora")
     assert finetune(folder, *flags).code == 0
     other = finetune(folder, *flags, "--resume", "--lora_rank", 4)
-    assert other.code == 2 and "lora_rank 是 8，现在的配置是 4" in other.stderr
+    assert other.code == 2 and "lora_rank 是 8，现在是 4" in other.stderr
     other = finetune(folder, *flags, "--resume", "--template", "en")
-    assert other.code == 2 and "template 是 zh，现在的配置是 en" in other.stderr
+    assert other.code == 2 and "template 是 zh，现在是 en" in other.stderr

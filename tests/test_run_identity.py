@@ -30,7 +30,7 @@ def test_same_command_has_no_notes():
 @pytest.mark.parametrize(
     ("ours", "message"),
     [
-        (replace(identity(), config={**identity().config, "drop_rate": 0.5}), "drop_rate 是 0.2，现在的配置是 0.5"),
+        (replace(identity(), config={**identity().config, "drop_rate": 0.5}), "drop_rate 是 0.2，现在是 0.5"),
         (replace(identity(), tokenizer="别的"), "词表与检查点记录的不同"),
         (replace(identity(), data="别的"), "数据与检查点记录的不同"),
         (identity(TrainingSettings(seed=7)), "--seed 是 123，现在是 7。改回 --seed 123"),

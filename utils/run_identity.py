@@ -59,7 +59,7 @@ def _digest(value: object) -> str:
 def compare_runs(path: Path, recorded: dict, ours: RunIdentity, allow_data_change: bool) -> list[str]:
     """recorded 是检查点 path 里的 asdict(RunIdentity)。不能接着训练的差别抛出 UserError，可以的返回说明。"""
     for field, old, new in _differences(recorded["config"], ours.config):
-        raise UserError(path, f"{field} 是 {old}，现在的配置是 {new}", "换回原来的配置，或去掉 --resume 从头训练。")
+        raise UserError(path, f"{field} 是 {old}，现在是 {new}", "改回原来的，或去掉 --resume 从头训练。")
     if recorded["data"] != ours.data and not allow_data_change:
         named = all(len(line.split(" ")) > 2 for data in (recorded["data"], ours.data) for line in data.split("\n"))
         changes = _changed_files(recorded["data"], ours.data) if named else ""
