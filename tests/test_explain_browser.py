@@ -128,7 +128,7 @@ def test_sliders_change_the_bars_as_python_says(page, data):
         page.press("ArrowRight")
     assert page.evaluate("document.querySelector('#input-temperature').value") == "1"
     assert texts(page, "#candidates .bar-text")[0].startswith(expected_first(Sampling(1.0, 40)))
-    assert "--temperature 1 --top_k 40" in text(page, "#flags")
+    assert text(page, "#flags") == f"{data['command']} --temperature 1 --top_k 40"
 
     for name, value in (("top_k", 5), ("top_p", 0.7), ("repetition_penalty", 1.5)):
         page.evaluate(
@@ -263,6 +263,17 @@ def test_loss_is_explained_with_its_numbers(page, data):
     losses = unpack(data["loss"]["log_sums"]) - unpack(data["loss"]["right"])
     assert f"= {losses[0]:.3f} nat" in text(page, "#loss-detail")
     assert f"= {losses.mean():.3f} nat/token" in text(page, "#loss-detail")
+
+
+def test_small_and_negative_numbers_read_well(page):
+    expressions = ["exactPercent(0.25)", "exactPercent(0)", "exactPercent(2.5e-6)", "exactPercent(1e-12)"]
+    expressions += ["subtrahend(number(-1.5))", "subtrahend(number(1.5))"]
+    found = page.evaluate(f"[{', '.join(expressions)}]")
+    assert found == ["25.0%", "0%", "0.00025%", "1.0e-10%", "(−1.50)", "1.50"]
+    page.evaluate("tensor(data.loss.right).values.fill(-5); tensor(data.loss.log_sums).values.fill(7)")
+    page.evaluate("explainLoss(state.lossAt)")
+    assert "p = exp(−5.000 − 7.000) = 0.00061%" in text(page, "#loss-detail")
+    assert "7.000 − (−5.000) = 12.000 nat" in text(page, "#loss-detail")
 
 
 def test_both_themes_and_the_button(page):

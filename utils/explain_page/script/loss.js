@@ -50,8 +50,8 @@ function explainLoss(position) {
   const steps = [
     step("它的分数", `z = ${z}，排第 ${integer(ranks[index])}`),
     step("全部分数", `log Σ exp(分数) = ${total}`),
-    step("概率", `p = exp(${z} − ${total}) = ${percent(Math.exp(-loss))}`),
-    step("损失", `−log p = ${total} − ${z} = ${number(loss, 3)} nat`),
+    step("概率", `p = exp(${z} − ${subtrahend(total)}) = ${exactPercent(Math.exp(-loss))}`),
+    step("损失", `−log p = ${total} − ${subtrahend(z)} = ${number(loss, 3)} nat`),
     step("模型最想说", `${quote(best[index])}，${percent(tensor(tops).at(index))}`),
   ];
   find("loss-detail").replaceChildren(
