@@ -284,7 +284,7 @@ BAD_ARGUMENTS = [
     (["--prompt", "悟空", "--output", ""], "--output", "空"),
     (["--prompt", "悟空", "--output", "."], ".", "是一个文件夹"),
     (["--prompt", "悟空", "--output", "model.pth"], "model.pth", "同时是输入文件"),
-    (["--prompt", "悟空", "--output", "corpus.txt/a.html"], "无法写入"),
+    (["--prompt", "悟空", "--output", "corpus.txt/a.html"], "无法写入", "路径里有一段是文件，不是文件夹"),
     (["--prompt", "悟空", "--model_path", "没有.pth"], "没有.pth", "找不到模型文件"),
     (["--prompt", "悟空", "--model_path", "corpus.txt"], "corpus.txt", "已损坏或不是模型文件"),
     (["--prompt", "悟空", "--config", "没有.json"], "没有.json", "找不到配置文件"),
