@@ -51,7 +51,7 @@ def main() -> None:
 def train(args: argparse.Namespace, settings: TrainingSettings, records: list[LabeledText], started: float) -> None:
     from model.lora import merge_lora
     from utils import classification, report_classifier
-    from utils.fine_tuning import digest_of, fixed_arguments
+    from utils.fine_tuning import digest_of, fixed_details
     from utils.labeled_text import split_records
     from utils.training_memory import TrainingMemory
     from utils.training_program import TrainingProgram
@@ -68,7 +68,7 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
     )
     report_classifier.print_start(trainer, split, datasets, args, program.dtype)
     story = report_classifier.tell_story(trainer, split, tokenizer, args)
-    details = {**fixed_arguments(args), "balance": args.balance}
+    details = {**fixed_details(model, args), "balance": args.balance, "标签": "、".join(model.labels)}
     files = program.train_to_file(trainer, args.output_path, digest_of(records), story, details)
     if files:
         merge_lora(model)

@@ -52,7 +52,7 @@ def main() -> None:
 def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Conversation], started: float) -> None:
     from model.lora import merge_lora
     from utils import instruction_tuning, report_instruction
-    from utils.fine_tuning import digest_of, fixed_arguments
+    from utils.fine_tuning import digest_of, fixed_details
     from utils.training_memory import TrainingMemory
     from utils.training_program import TrainingProgram
 
@@ -65,7 +65,7 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Co
     report_instruction.print_start(trainer, parts, args, program.dtype)
     before = {} if args.dry_run else instruction_tuning.measure_exact_match(model, loaders[1], trainer.precision)
     story = report_instruction.tell_story(trainer, parts, tokenizer, args)
-    details = {**fixed_arguments(args), "template": model.template}
+    details = {**fixed_details(model, args), "template": model.template}
     files = program.train_to_file(trainer, args.output_path, digest_of(records), story, details)
     if files:
         merge_lora(model)

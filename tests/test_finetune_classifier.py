@@ -126,11 +126,21 @@ def test_frozen_weights_stay_as_they_were(folder, tuned):
 
 
 def test_interrupted_run_resumes(folder, tuned):
+    base = torch.load(folder / "model.pth", weights_only=True)
+    base["trf_blocks.0.attn.W_query.weight"] += 1
+    torch.save(base, folder / "other.pth")
     first = finetune(folder, "--output_path", "again.pth", "--max_steps", 7)
     second = finetune(folder, "--output_path", "again.pth", "--resume")
     assert first.code == second.code == 0 and "从第 7 步继续" in second.stdout
     other = finetune(folder, "--output_path", "again.pth", "--resume", "--trainable", "head")
     assert other.code == 2 and "trainable 是 all，现在的配置是 head" in other.stderr
+    lines = (folder / "spam.csv").read_text(encoding="utf-8").replace("垃圾,", "广告,")
+    (folder / "renamed.csv").write_text(lines, encoding="utf-8")
+    flags = ("--output_path", "again.pth", "--resume", "--data_path", "renamed.csv", "--allow_data_change")
+    renamed = finetune(folder, *flags)  # 头学的是原来的标签
+    assert renamed.code == 2 and "标签 是 垃圾、正常，现在的配置是 广告、正常" in renamed.stderr
+    start = finetune(folder, "--output_path", "again.pth", "--resume", "--model_path", "other.pth")
+    assert start.code == 2 and "起点的指纹 是 " in start.stderr
 
 
 def refuse(folder, program, args, *parts):

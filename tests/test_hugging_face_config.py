@@ -109,6 +109,7 @@ def test_empty_inner_size_means_four_times():
         '{"scale_attn_by_inverse_layer_idx": true}',
         '{"add_cross_attention": true}',
         '{"activation_function": {"a": [1]}}',
+        '{"prompt_template": ["zh"]}',
     ],
 )
 def test_settings_that_change_the_computation_are_refused(tmp_path, text):

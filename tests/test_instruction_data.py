@@ -26,6 +26,13 @@ def test_json_and_jsonl_give_the_same(tmp_path):
     assert whole[0].turns == (Turn("第 0 问", "答 0"),) and whole[1].turns == (Turn("第 1 问\n甲", "答 1"),)
 
 
+def test_blank_optional_fields_count_as_absent(tmp_path):
+    blanks = [{**record, "input": blank, "task": blank} for record in RECORDS for blank in (None, "", " \n")]
+    assert {(r.turns, r.task) for r in read_conversations(write(tmp_path, blanks))} == {
+        ((Turn(record["instruction"], record["output"]),), None) for record in RECORDS
+    }
+
+
 def test_conversations_of_several_turns(tmp_path):
     messages = [{"role": role, "content": role + str(i)} for i in range(2) for role in ("user", "assistant")]
     records = read_conversations(
@@ -52,8 +59,8 @@ BAD = [
     ({"instruction": "x", "input": 0, "output": "y"}, '第 31 条的 "input" 应是非空的文字，收到 0'),
     ("文字", "第 31 条不是一个对象"),
     ({"conversations": GOOD_TURN[:1]}, "应是一问一答成对的数组"),
-    ({"conversations": GOOD_TURN[::-1]}, "第 31 条的第 1 句的 role 应为 user，收到 assistant"),
-    ({"conversations": [*GOOD_TURN, 3, 4]}, "第 31 条的第 3 句的 role 应为 user，收到 None"),
+    ({"conversations": GOOD_TURN[::-1]}, '第 31 条的第 1 句的 role 应为 user，收到 "assistant"'),
+    ({"conversations": [*GOOD_TURN, 3, 4]}, "第 31 条的第 3 句的 role 应为 user，收到 null"),
     ({"conversations": [GOOD_TURN[0], {"role": "assistant"}]}, '第 31 条缺少 "content"'),
 ]
 

@@ -28,13 +28,14 @@ def as_csv(delimiter: str = ",", header: str = "label{}text") -> str:
         as_csv("\t"),
         "\ufeff" + as_csv().replace("\n", "\r\n"),
         "\n".join(f"{record.label}\t{record.text}" for record in RECORDS),
+        as_csv().replace("\n", "\n \n") + "\n,\n,,\n",
         "\n\n" + "\n".join(f"{record.label}\t{record.text}" for record in RECORDS),
         "\n\n".join(json.dumps({"text": r.text, "label": r.label, "更多": 1}, ensure_ascii=False) for r in RECORDS),
         "\n".join(json.dumps({"标签": r.label, "文本": r.text}, ensure_ascii=False) for r in RECORDS),
         "编号,文本,标签\n"
         + "\n".join(f'{i},"{r.text.replace(chr(34), chr(34) * 2)}",{r.label}' for i, r in enumerate(RECORDS)),
     ],
-    ids=["csv", "tsv", "windows", "uci", "uci_after_blank_lines", "jsonl", "jsonl_in_chinese", "columns"],
+    ids=["csv", "tsv", "windows", "uci", "blank_rows", "uci_after_blank_lines", "jsonl", "jsonl_in_chinese", "columns"],
 )
 def test_every_format_gives_the_same_records(tmp_path, content):
     assert read_labeled_texts(write(tmp_path / "data", content)) == RECORDS
@@ -44,7 +45,7 @@ BAD = [
     (as_csv() + "\n好", "第 62 行只有 1 列"),
     (as_csv() + "\n好,", "第 62 行的文字是空的"),
     (as_csv() + '\n"",文字', "第 62 行的标签是空的"),
-    (as_csv() + '\n好,"没有合上', "不是合法的 CSV"),
+    (as_csv() + '\n好,"没有合上\n好,一\n好,二', "从第 62 行起不是合法的 CSV"),
     (as_csv() + '\n坏,"第 1 条, 有""引号"""', "第 62 行与前面的一条文字相同，标签却是 坏 而不是 好"),
     ("名字,内容\n好,一", "第一行应是表头"),
     ("label,text\n" + "\n".join(f"好,{i}" for i in range(30)), "只有一种标签（好）"),
@@ -55,7 +56,8 @@ BAD = [
     ('{"label": "好", "text": "一"}\n{坏的}', "第 2 行不是合法的 JSON"),
     ("{" * 100_000, "第 1 行不是合法的 JSON"),
     ('[{"label": "好", "text": "一"}]', "是 JSON 数组"),
-    ('label,text\n"好\n坏",一', "第 3 行的标签里有换行之类看不见的字符"),
+    (as_csv() + f"\n{'长' * 51},文字", "第 62 行的标签有 51 字，最多 50 字。看看标签和文字两列"),
+    ('label,text\n"好\n坏",一', "第 2 行的标签里有换行之类看不见的字符"),
 ]
 
 

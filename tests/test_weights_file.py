@@ -144,5 +144,11 @@ def test_legacy_mark_is_what_torch_writes(tmp_path):
 def test_bad_json_is_refused(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    with pytest.raises(UserError, match="合法的 JSON"):
+    with pytest.raises(UserError, match="不是配置文件（里面不是合法的 JSON）"):
         read_json(path, "配置文件")
+
+
+def test_json_may_start_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"n_head": 2}', encoding="utf-8-sig")
+    assert read_json(path, "配置文件") == {"n_head": 2}

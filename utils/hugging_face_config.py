@@ -15,6 +15,7 @@ HEAD_DIM = 64  # 发布的四种大小都是
 DROP_RATE = 0.1
 NORM_EPS = 1e-5
 ACTIVATIONS = {"gelu": "gelu_new", "relu2": "relu2"}  # {我们的名字: 它的名字}
+TEMPLATE_FIELD = "prompt_template"  # transformers 不认识，原样保留
 GPT2_CHOICES = {"position": "learned", "norm": "layer_norm", "qk_norm": False}  # 这些字段 GPT-2 没有别的选择
 SIZE_FIELDS = {  # {它的名字: 我们的名字}
     "vocab_size": "vocab_size",
@@ -49,8 +50,11 @@ def check_exportable(path: Path, config: dict) -> None:
         raise UserError(path, reason, "用 GPT-2 的配置（如 configs/gpt2_config_124M.json）训练的才能导出。")
 
 
-def to_settings(config: dict, end_of_text_id: int) -> dict:
-    """我们的配置 -> config.json。没有偏置的模型导出时补上 0，另外记下它本来没有，读回来才一样。"""
+def to_settings(config: dict, end_of_text_id: int, template: str | None = None) -> dict:
+    """我们的配置 -> config.json。没有偏置的模型导出时补上 0，另外记下它本来没有，读回来才一样。
+
+    template 是指令模型的提示语模板，也记在里面。
+    """
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -67,6 +71,7 @@ def to_settings(config: dict, end_of_text_id: int) -> dict:
         "bos_token_id": end_of_text_id,
         "eos_token_id": end_of_text_id,
         **{field: False for field in ("qkv_bias", "bias") if not config[field]},
+        **({TEMPLATE_FIELD: template} if template else {}),
     }
 
 
@@ -87,6 +92,9 @@ def read_settings(path: Path) -> dict:
         if value not in known:
             reason = f"{field} 是 {json.dumps(value, ensure_ascii=False)}，只认识 {' | '.join(map(json.dumps, known))}"
             raise UserError(path, reason, "只能读取 GPT-2 的权重。")
+    template = settings.get(TEMPLATE_FIELD)
+    if not isinstance(template, str | None):
+        raise UserError(path, f"{TEMPLATE_FIELD} 应是文字，收到 {json.dumps(template, ensure_ascii=False)}")
     return settings
 
 

@@ -11,6 +11,7 @@ from utils.text_file import read_text
 
 HELD_OUT_FRACTION = 0.1
 MIN_RECORDS = 20
+SHOWN_CHARACTERS = 50
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
@@ -61,15 +62,12 @@ def _conversation(record: object, number: int, path: Path) -> Conversation:
         turns = _turns(record["conversations"], number, path)
     else:
         values = [_text(record, name, number, path) for name in ("instruction", "output")]
-        has_input = record.get("input") not in (None, "")
-        text = _text(record, "input", number, path) if has_input else ""
+        text = "" if _is_blank(record.get("input")) else _text(record, "input", number, path)
         turns = (Turn(join_question(values[0], text), values[1]),)
     split = record.get("split")
     if split not in (None, "train", "held_out"):
-        raise UserError(
-            path, f'第 {number} 条的 "split" 应为 train 或 held_out，收到 {json.dumps(split, ensure_ascii=False)}'
-        )
-    task = _text(record, "task", number, path) if "task" in record else None
+        raise UserError(path, f'第 {number} 条的 "split" 应为 train 或 held_out，收到 {_show(split)}')
+    task = None if _is_blank(record.get("task")) else _text(record, "task", number, path)
     return Conversation(turns, task, None if split is None else split == "held_out")
 
 
@@ -84,7 +82,7 @@ def _turns(messages: object, number: int, path: Path) -> tuple[Turn, ...]:
         role_name, text_name = ("from", "value") if is_share_gpt else ("role", "content")
         role = message.get(role_name) if isinstance(message, dict) else None
         if not isinstance(role, str) or ROLES.get(role) != wanted:
-            raise UserError(path, f"第 {number} 条的第 {index + 1} 句的 {role_name} 应为 {wanted}，收到 {role}")
+            raise UserError(path, f"第 {number} 条的第 {index + 1} 句的 {role_name} 应为 {wanted}，收到 {_show(role)}")
         texts.append(_text(message, text_name, number, path))
     return tuple(map(Turn, texts[::2], texts[1::2]))
 
@@ -94,9 +92,18 @@ def _text(record: dict, name: str, number: int, path: Path) -> str:
     if name not in record:
         raise UserError(path, f'第 {number} 条缺少 "{name}"')
     if not isinstance(record[name], str) or not record[name].strip():
-        value = json.dumps(record[name], ensure_ascii=False)[:50]
-        raise UserError(path, f'第 {number} 条的 "{name}" 应是非空的文字，收到 {value}')
+        raise UserError(path, f'第 {number} 条的 "{name}" 应是非空的文字，收到 {_show(record[name])}')
     return record[name].strip()
+
+
+def _is_blank(value: object) -> bool:
+    """可以不写的一项没有写：null，或只有空白。"""
+    return value is None or isinstance(value, str) and not value.strip()
+
+
+def _show(value: object) -> str:
+    """JSON 里的样子；太长的只要开头。"""
+    return json.dumps(value, ensure_ascii=False)[:SHOWN_CHARACTERS]
 
 
 def split_conversations(

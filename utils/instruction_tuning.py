@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.cross_entropy import IGNORE_INDEX
 from utils.data_loader import EpochSampler, create_dataloader, pad_batch
+from utils.fine_tuning import quote
 from utils.instruction_data import Conversation
 from utils.prompt_template import Template, Turn
 from utils.settings import TrainingSettings
@@ -39,13 +40,15 @@ class InstructionDataset(Dataset):
     """
 
     def __init__(self, records: list[Conversation], template: Template, tokenizer: Tokenizer, context_length: int):
-        self.samples, self.tasks, self.is_whole = [], [], []
+        self.vocab_size = tokenizer.vocab_size
+        self.samples, self.questions, self.tasks, self.is_whole = [], [], [], []
         for record in records:
             token_ids, is_answer = encode_turns(record.turns, template, tokenizer)
             is_whole = len(token_ids) <= context_length + 1
             token_ids, is_answer = token_ids[: context_length + 1], is_answer[: context_length + 1]
             if any(is_answer):
                 self.samples.append((torch.tensor(token_ids), torch.tensor(is_answer)))
+                self.questions.append(record.turns[0].question)
                 self.tasks.append(record.task)
                 self.is_whole.append(is_whole)
         self.num_dropped = len(records) - len(self)
@@ -60,7 +63,8 @@ class InstructionDataset(Dataset):
         return token_ids[:-1], token_ids[1:].masked_fill(~is_answer[1:], IGNORE_INDEX)
 
     def place_of(self, index: int) -> str:
-        return f"第 {index + 1} 条"
+        """留出一成时打乱过，用不上的也去掉了，所以不写编号，用开头的文字指认。"""
+        return quote(self.questions[index])
 
 
 def create_loaders(
@@ -85,7 +89,8 @@ def measure_exact_match(
     with evaluating(model), precision:
         for batch in loader:
             inputs, targets = copy_to(device, batch)
-            matches = (model(inputs).argmax(dim=-1) == targets) | (targets == IGNORE_INDEX)
+            guesses = model(inputs)[..., : loader.dataset.vocab_size].argmax(dim=-1)  # 生成时抽不到词表的补齐部分
+            matches = (guesses == targets) | (targets == IGNORE_INDEX)
             is_right += matches.all(dim=1).tolist()
     counts = defaultdict(lambda: [0, 0])
     for task, right, is_whole in zip(loader.dataset.tasks, is_right, loader.dataset.is_whole, strict=True):

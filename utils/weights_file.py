@@ -4,6 +4,7 @@
 safetensors 依次是 8 字节的长度、这么长的 JSON（{名字: 类型、形状、起止位置}）、各张量的字节。
 """
 
+import codecs
 import json
 import math
 from pathlib import Path
@@ -113,14 +114,14 @@ def read_json(path: Path, kind: str) -> dict:
     check_input_file(path, kind)
     if path.stat().st_size > MAX_JSON_BYTES:
         raise UserError(path, f"太大，不是{kind}")
-    return _parse_json(path, read_input_file(path, kind))
+    return _parse_json(path, read_input_file(path, kind).removeprefix(codecs.BOM_UTF8), kind)
 
 
-def _parse_json(path: Path, data: bytes) -> dict:
+def _parse_json(path: Path, data: bytes, kind: str = "模型文件") -> dict:
     try:
         values = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        raise UserError(path, f"{NOT_A_MODEL}（里面不是合法的 JSON）")
+        raise UserError(path, f"已损坏或不是{kind}（里面不是合法的 JSON）")
     return values
