@@ -36,6 +36,7 @@ SECTIONS = {
     "precision": Section("精度", "benchmarks.precision"),
     "generate": Section("生成", "benchmarks.generation", needs_peer=True),
     "startup": Section("启动", "benchmarks.startup"),
+    "inside": Section("看见内部", "benchmarks.inside"),
     "data": Section("数据", "benchmarks.data_size"),
     "corpus": Section("语料", "benchmarks.corpus_files"),
     "quality": Section("质量", "benchmarks.quality"),

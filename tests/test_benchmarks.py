@@ -16,6 +16,7 @@ from benchmarks import (
     data_size,
     fine_tuning,
     generation,
+    inside,
     peer,
     quality,
     run,
@@ -193,6 +194,18 @@ def test_what_does_not_fit_is_calculated_not_measured(monkeypatch):
     assert scale.measure_what_fits(workloads, rounds=1) == {}
     ((row,),) = read_tables(scale.cpu_table(workloads, {}))
     assert row[3].endswith("（推算）") and row[4].endswith("（推算）")
+
+
+def test_page_and_index_are_timed_and_weighed(monkeypatch, tmp_path):
+    monkeypatch.setattr(inside, "in_new_process", in_this_process)
+    corpus = tmp_path / "语料.txt"
+    corpus.write_text("".join(chr(0x4E00 + number * 7 % 977) for number in range(3000)), encoding="utf-8")
+    text = inside.run(argparse.Namespace(quick=True, rounds=1, corpus=corpus))
+    (rows,) = read_tables(text)
+    explained, built, found = (first_number(row[1]) for row in rows)
+    assert explained > built > 0 and found > 0
+    assert "tiny_config.json，64 个 token" in rows[0][0] and "语料.txt（3,000 字）" in rows[1][0]
+    assert 0.05 < float(re.search(r"网页 ([\d.]+) MB", text)[1]) < 15
 
 
 def test_results_go_between_the_markers_and_nowhere_else(tmp_path):

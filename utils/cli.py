@@ -5,6 +5,9 @@ import codecs
 import difflib
 import math
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,3 +159,9 @@ def add_finetuning_arguments(parser: ArgumentParser, data_path: str, output_path
     add("--lora_alpha", type=positive_float, default=16.0, help="适配器的缩放，输出乘 alpha/rank（默认 %(default)s）")
     where = f"给哪些投影加适配器：{' | '.join(LORA_PROJECTIONS)}（默认 %(default)s）"
     add("--lora_projections", type=one_of(*LORA_PROJECTIONS), default="all", help=where)
+
+
+def command_line(arguments: list[str]) -> str:
+    """可以照抄进终端的一行命令。"""
+    join = subprocess.list2cmdline if sys.platform == "win32" else shlex.join
+    return join(["python", *arguments])

@@ -68,6 +68,8 @@ def check_output_path(path: Path, inputs: tuple[Path, ...] = ()) -> None:
             pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
+        if isinstance(error, (FileExistsError, NotADirectoryError)):
+            reason = "路径里有一段是文件，不是文件夹"
         raise UserError(path, f"无法写入文件夹 {path.parent}（{reason}）", "换一个位置，或检查权限。") from None
 
 

@@ -1,8 +1,6 @@
 """训练报告：一边训练一边记下素材，写成 <model_path>.report.html。不改变训练的结果，时间记着账花。"""
 
 import platform
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +11,7 @@ import psutil
 import torch
 
 from utils.budget import Budget
+from utils.cli import command_line
 from utils.files import write_atomically
 from utils.gradient_norms import norms_by_part
 from utils.run_history import Observation, RunHistory, Sample
@@ -124,9 +123,3 @@ def memory_in_use(trainer: Trainer) -> int:
     if trainer.device.type == "cuda":
         return torch.cuda.max_memory_allocated(trainer.device)
     return psutil.Process().memory_info().rss
-
-
-def command_line(arguments: list[str]) -> str:
-    """可以照抄进终端的一行命令。"""
-    join = subprocess.list2cmdline if sys.platform == "win32" else shlex.join
-    return join(["python", *arguments])
