@@ -243,7 +243,10 @@ def check_venv(command: Command) -> None:
 
 
 def check_pytest(command: Command) -> None:
-    paths = command.words[command.words.index("pytest") + 1 :]
+    paths = list(command.words[command.words.index("pytest") + 1 :])
+    if paths[:4] == ["-n", "2", "--dist", "loadfile"]:
+        assert "pytest-xdist" in (ROOT / "requirements-dev.txt").read_text(encoding="utf-8")
+        del paths[:4]
     assert all((ROOT / path).exists() for path in paths), command
 
 

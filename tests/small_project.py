@@ -1,5 +1,6 @@
 """文档里的命令能在里面运行的文件夹：文件名与项目的相同，配置、语料、数据、模型都很小。"""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -22,6 +23,7 @@ def build(folder: Path) -> None:
     text = (ROOT / "data/西游记.txt").read_text(encoding="utf-8")[:CORPUS_CHARACTERS]
     for name in ("data/西游记.txt", *OWN_CORPORA):
         (folder / name).write_text(text, encoding="utf-8")
+    write_documents(folder, text)
     for path in (*ROOT.glob("configs/*.json"), *ROOT.glob("benchmarks/*.json")):
         shrink_config(path, folder / path.relative_to(ROOT))
     messages = (ROOT / "data/垃圾短信.csv").read_text(encoding="utf-8").splitlines()
@@ -36,6 +38,17 @@ def build(folder: Path) -> None:
     shutil.copy(ROOT / "benchmarks/README.md", folder / "benchmarks")
     shutil.copytree(ROOT / "docs/pictures", folder / "docs/pictures")
     (folder / "练习.py").write_text('print("学习者自己写的")\n', encoding="utf-8")
+
+
+def write_documents(folder: Path, text: str) -> None:
+    """许多篇文档的语料：一个文件夹，一个文本文件，一个压缩的 JSONL，各是 text 的一段。"""
+    third = len(text) // 3
+    (folder / "百科").mkdir()
+    (folder / "百科/猴.txt").write_text(text[:third], encoding="utf-8")
+    (folder / "小说.txt").write_text(text[third : 2 * third], encoding="utf-8")
+    lines = [json.dumps({"text": line}, ensure_ascii=False) for line in text[2 * third :].splitlines() if line.strip()]
+    with gzip.open(folder / "网页.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write("\n".join(lines))
 
 
 def shrink_config(path: Path, target: Path) -> None:
