@@ -13,7 +13,7 @@ from utils.errors import run_program
 from utils.labeled_text import LabeledText, read_labeled_texts
 from utils.settings import TrainingSettings, add_training_arguments
 from utils.training_output import claim_output
-from utils.weights_file import check_weights_file
+from utils.weights_file import check_weights_file, fingerprint
 
 DEFAULTS = {
     "epochs": 4,
@@ -57,7 +57,10 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
     from utils.training_program import TrainingProgram
 
     program = TrainingProgram(args, settings, started)
-    model, tokenizer = build_classifier(args, settings.seed, records, program.device)
+    data_digest = digest_of(records)
+    program.agree_on(数据=data_digest, 起点=fingerprint(args.model_path))
+    model, tokenizer = build_classifier(args, settings.seed, records, program.place)
+    details = {**fixed_details(model, args), "balance": args.balance, "标签": "、".join(model.labels)}
     split = split_records(records, settings.seed)
     datasets = classification.build_datasets(split, model.labels, tokenizer, model.cfg.context_length)
     loaders = classification.create_loaders(datasets, settings, tokenizer.end_of_text_id, args.balance)
@@ -68,15 +71,14 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
     )
     report_classifier.print_start(trainer, split, datasets, args, program.dtype)
     story = report_classifier.tell_story(trainer, split, tokenizer, args)
-    details = {**fixed_details(model, args), "balance": args.balance, "标签": "、".join(model.labels)}
-    files = program.train_to_file(trainer, args.output_path, digest_of(records), story, details)
+    files = program.train_to_file(trainer, args.output_path, data_digest, story, details)
     if files:
         merge_lora(model)
         report_classifier.print_result(trainer, loaders[2], files, args)
 
 
-def build_classifier(args: argparse.Namespace, seed: int, records: list[LabeledText], device):
-    """-> (预训练好的身体加上新的头, 分词器)，在 device 上，要训练的参数已经选好。"""
+def build_classifier(args: argparse.Namespace, seed: int, records: list[LabeledText], place):
+    """-> (预训练好的身体加上新的头, 分词器)，由 place 放到设备上，要训练的参数已经选好。"""
     import torch
 
     from model.classifier import Classifier
@@ -92,7 +94,7 @@ def build_classifier(args: argparse.Namespace, seed: int, records: list[LabeledT
         args.model_path, ModelConfig.from_dict, lambda cfg: LanguageModel(dataclasses.replace(cfg, **with_dropout))
     )
     torch.manual_seed(seed)
-    model = Classifier.from_language_model(body, labels_of(records)).to(device)
+    model = place(Classifier.from_language_model(body, labels_of(records)))
     check_lora_rank(args, model.cfg)
     set_trainable(model, args.trainable, LoRAConfig(args.lora_rank, args.lora_alpha, args.lora_projections))
     return model, tokenizer

@@ -13,7 +13,7 @@ from utils.instruction_data import Conversation, read_conversations
 from utils.prompt_template import TEMPLATES, choose_template
 from utils.settings import TrainingSettings, add_training_arguments
 from utils.training_output import claim_output
-from utils.weights_file import check_weights_file
+from utils.weights_file import check_weights_file, fingerprint
 
 DEFAULTS = {
     "epochs": 24,
@@ -57,7 +57,10 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Co
     from utils.training_program import TrainingProgram
 
     program = TrainingProgram(args, settings, started)
-    model, tokenizer = build_assistant(args, settings.seed, records, program.device)
+    data_digest = digest_of(records)
+    program.agree_on(数据=data_digest, 起点=fingerprint(args.model_path))
+    model, tokenizer = build_assistant(args, settings.seed, records, program.place)
+    details = {**fixed_details(model, args), "template": model.template}
     parts = build_datasets(args, settings.seed, records, model, tokenizer)
     loaders = instruction_tuning.create_loaders(*parts, settings, tokenizer.end_of_text_id)
     program.check_memory(TrainingMemory.of_model(model, parts, settings, program.device))
@@ -65,15 +68,14 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Co
     report_instruction.print_start(trainer, parts, args, program.dtype)
     before = {} if args.dry_run else instruction_tuning.measure_exact_match(model, loaders[1], trainer.precision)
     story = report_instruction.tell_story(trainer, parts, tokenizer, args)
-    details = {**fixed_details(model, args), "template": model.template}
-    files = program.train_to_file(trainer, args.output_path, digest_of(records), story, details)
+    files = program.train_to_file(trainer, args.output_path, data_digest, story, details)
     if files:
         merge_lora(model)
         report_instruction.print_result(trainer, before, files, args)
 
 
-def build_assistant(args: argparse.Namespace, seed: int, records: list[Conversation], device):
-    """-> (预训练好的模型, 分词器)，在 device 上，模板和要训练的参数已经选好。"""
+def build_assistant(args: argparse.Namespace, seed: int, records: list[Conversation], place):
+    """-> (预训练好的模型, 分词器)，由 place 放到设备上，模板和要训练的参数已经选好。"""
     import torch
 
     from model.language_model import LanguageModel
@@ -88,7 +90,7 @@ def build_assistant(args: argparse.Namespace, seed: int, records: list[Conversat
     torch.manual_seed(seed)
     check_lora_rank(args, model.cfg)
     lora = LoRAConfig(args.lora_rank, args.lora_alpha, args.lora_projections)
-    set_trainable(model.to(device), args.trainable, lora)
+    set_trainable(place(model), args.trainable, lora)
     return model, tokenizer
 
 

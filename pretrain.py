@@ -16,7 +16,7 @@ from utils.documents import Source, open_source
 from utils.errors import run_program
 from utils.settings import TrainingSettings, add_training_arguments
 from utils.training_output import claim_output
-from utils.weights_file import check_weights_file
+from utils.weights_file import check_weights_file, fingerprint
 
 DEFAULT_CONFIG = Path("configs/gpt2_config_124M.json")
 DEFAULT_DATA = Path("data/西游记.txt")
@@ -58,21 +58,22 @@ def train(
     import torch
 
     from model.language_model import LanguageModel
-    from utils import dry_run, report
+    from utils import distributed, dry_run, report
     from utils.training_memory import TrainingMemory
     from utils.training_program import TrainingProgram
 
     program = TrainingProgram(args, settings, started)
     model, config = load_start(args, config)
     cfg = config.model
-    corpus = read_corpus(args, config, source)
+    program.agree_on(**cfg.to_dict(), 语料=f"{source.digest} {source.encoding}", 初始权重=fingerprint(args.init_from))
+    corpus = distributed.in_turns("corpus", lambda: read_corpus(args, config, source))
     loaders = corpus.create_loaders(cfg.context_length, settings)
     if args.dry_run:
         dry_run.print_parameters(count_parameters(cfg))
     program.check_memory(TrainingMemory(cfg, settings, program.device, cfg.num_parameters, cfg.num_parameters))
 
     torch.manual_seed(settings.seed)
-    model = (model or LanguageModel(cfg)).to(program.device)
+    model = program.place(model) if model else program.create(lambda: LanguageModel(cfg), cfg.num_parameters)
     model.tokenizer_state = corpus.tokenizer.state()
     trainer = program.build_trainer(model, loaders)
     report.print_start(trainer, corpus, config.path, program.dtype)

@@ -23,14 +23,16 @@ def test_only_checkpoints_are_listed_from_old_to_new(tmp_path):
 
 
 def test_flags_for_resuming_are_checked(tmp_path):
-    def check(resume: bool, allow_data_change: bool = False) -> None:
-        check_resume_flags(Namespace(resume=resume, allow_data_change=allow_data_change), tmp_path / "model.pth")
+    def check(resume: bool, **allowed: bool) -> None:
+        flags = {"allow_data_change": False, "allow_process_change": False, **allowed}
+        check_resume_flags(Namespace(resume=resume, **flags), tmp_path / "model.pth")
 
     check(resume=False)
     with pytest.raises(UserError, match=r"model.pth.ckpt：没有检查点可以继续。去掉 --resume 从头训练。"):
         check(resume=True)
-    with pytest.raises(UserError, match="--allow_data_change：只与 --resume 同用"):
-        check(resume=False, allow_data_change=True)
+    for name in ("allow_data_change", "allow_process_change"):
+        with pytest.raises(UserError, match=f"--{name}：只与 --resume 同用"):
+            check(resume=False, **{name: True})
     (tmp_path / "model.pth.ckpt").mkdir()
     (tmp_path / "model.pth.ckpt" / "step-00000001.ckpt").touch()
     check(resume=True, allow_data_change=True)

@@ -9,7 +9,8 @@ from utils.training_output import claim_output
 
 
 def flags(**changes) -> Namespace:
-    return Namespace(**{"resume": False, "allow_data_change": False, "dry_run": False, **changes})
+    flags = {"resume": False, "allow_data_change": False, "allow_process_change": False, "dry_run": False}
+    return Namespace(**{**flags, **changes})
 
 
 def test_output_is_checked_and_locked_while_in_use(tmp_path):

@@ -14,7 +14,8 @@ from utils.training_program import TrainingProgram, build_trainer
 
 
 def make_program(trainer, **flags) -> TrainingProgram:
-    shared = {"resume": False, "allow_data_change": False, "dry_run": False, "compile": False}
+    shared = {"resume": False, "allow_data_change": False, "allow_process_change": False, "dry_run": False}
+    shared |= {"compile": False, "parallel": "auto", "patience": 600.0}
     return TrainingProgram(argparse.Namespace(**{**shared, **flags}), trainer.settings, time.monotonic())
 
 

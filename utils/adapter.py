@@ -10,6 +10,7 @@ from utils.archive import check_archive
 from utils.checkpoint import DESCRIPTION_KEY, check_tensors, load_state, save_state
 from utils.cli import LORA_PROJECTIONS
 from utils.errors import UserError
+from utils.processes import is_main
 
 LORA_PREFIX = "lora_"  # 与 model/lora.py 的 PREFIX 相同
 NOT_AN_ADAPTER = "已损坏或不是适配器文件"
@@ -35,7 +36,7 @@ class AdapterFile:
 
 def save_adapter(path: Path, model: nn.Module) -> None:
     """model 加过 LoRA 就把适配器写进 path，没有就什么也不做。"""
-    if state := model.adapter_state_dict():
+    if (state := model.adapter_state_dict()) and is_main():
         save_state(path, state)
 
 

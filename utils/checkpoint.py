@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from utils import shards
 from utils.archive import NOT_A_MODEL, check_archive, write_sealed
+from utils.checkpoint_files import size_of
 from utils.errors import UserError, is_out_of_memory
 from utils.files import write_atomically
+from utils.processes import is_main
 from utils.text_utils import Tokenizer, load_gpt2_tokenizer
 
 DESCRIPTION_KEY = "_extra_state"  # LanguageModel.get_extra_state 的结果在 state_dict 里的名字
@@ -45,7 +48,7 @@ def count_bytes(state: object) -> int:
 
     def visit(value: object) -> None:
         if isinstance(value, Tensor):
-            sizes[value.data_ptr()] = value.numel() * value.element_size()
+            sizes[shards.local(value).data_ptr()] = value.numel() * value.element_size()
         for item in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
             visit(item)
 
@@ -58,7 +61,11 @@ def save_model(path: Path, model: nn.Module, keep_old: bool = False, origin: dic
     state = model.plain_state_dict()
     if origin:
         state[DESCRIPTION_KEY] = {**state[DESCRIPTION_KEY], "origin": origin}
-    return save_state(path, state, keep_old)
+    if any(map(shards.is_sharded, model.parameters())):
+        from utils.streamed_state import save_streamed
+
+        return save_streamed(path, state, keep_old)
+    return save_state(path, state, keep_old) if is_main() else None
 
 
 def read_model_file(path: Path) -> ModelFile:
@@ -108,7 +115,7 @@ def _is_description(description: dict) -> bool:
 
 def check_tensors(path: Path, weights: dict[Any, Any]) -> None:
     """path 里读出的 {名字: 张量} 都是普通、完整、有限的数。"""
-    size = path.stat().st_size
+    size = size_of(path)
     for name, tensor in weights.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise UserError(path, NOT_A_MODEL)
@@ -165,6 +172,10 @@ def load_weights(model: nn.Module, file: ModelFile, config_name: object, assign:
         advice = '在配置里写上 "tie_weights": false。'
         raise UserError(file.path, f"与 {config_name} 不符：tok_emb.weight 与 out_head.weight 不同", advice)
     description = {"config": file.config, "tokenizer": file.tokenizer, "template": file.template}
+    if any(map(shards.is_sharded, expected.values())):
+        for name, target in expected.items():
+            shards.copy_rows(target, weights[name])
+        weights = expected
     model.load_state_dict({**weights, DESCRIPTION_KEY: description}, assign=assign)
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.cross_entropy import IGNORE_INDEX
 from utils.data_loader import EpochSampler, create_dataloader, pad_batch
+from utils.distributed import map_batches
 from utils.fine_tuning import quote
 from utils.labeled_text import LabeledText, Split
 from utils.settings import TrainingSettings
@@ -112,14 +113,16 @@ def measure(
 ) -> Metrics:
     """在若干批上统计；只看目标不是 IGNORE_INDEX 的位置。"""
     count = len(labels)
-    confusion = torch.zeros(count, count, dtype=torch.long)
     device = next(model.parameters()).device
+
+    def count_batch(batch: Batch) -> Tensor:
+        inputs, targets = copy_to(device, batch)
+        is_labeled = targets != IGNORE_INDEX
+        guesses, actual = model(inputs)[is_labeled].argmax(dim=-1).cpu(), targets[is_labeled].cpu()
+        return torch.bincount(actual * count + guesses, minlength=count**2).view(count, count)
+
     with evaluating(model), precision:
-        for batch in batches:
-            inputs, targets = copy_to(device, batch)
-            is_labeled = targets != IGNORE_INDEX
-            guesses, actual = model(inputs)[is_labeled].argmax(dim=-1).cpu(), targets[is_labeled].cpu()
-            confusion += torch.bincount(actual * count + guesses, minlength=count**2).view(count, count)
+        confusion = torch.stack(map_batches(count_batch, batches)).sum(dim=0)
     return Metrics(labels, confusion)
 
 

@@ -112,8 +112,10 @@ def one_of(*choices: str) -> Callable[[str], str]:
 LORA_PROJECTIONS = ("all", "attention", "feed_forward")  # 与 model/lora.py 的 PROJECTIONS 相同；那边要载入 torch
 DEVICES = "auto | cpu | cuda | mps"
 DTYPES = "auto | float32 | bfloat16"
+PARALLEL_MODES = "auto | ddp | fsdp"
 device_name = one_of(*DEVICES.split(" | "))
 dtype_name = one_of(*DTYPES.split(" | "))
+parallel_mode = one_of(*PARALLEL_MODES.split(" | "))
 
 
 def text_encoding(name: str) -> str:

@@ -114,3 +114,15 @@ def create_dataloader(
     pin_memory = torch.cuda.is_available()
     options = {"generator": generator, "pin_memory": pin_memory, "collate_fn": collate}
     return DataLoader(dataset, batch_size, sampler=sampler, **options)
+
+
+def batches_at(loader: DataLoader, numbers: Iterable[int]) -> DataLoader:
+    """loader 的第 numbers 批（从 0 数起），只读这几批的样本；loader 要按原来的次序。"""
+    indices = list(loader.batch_sampler)
+    return with_batches(loader, [indices[number] for number in numbers])
+
+
+def with_batches(loader: DataLoader, batches: Iterable[list[int]], collate: Callable | None = None) -> DataLoader:
+    """与 loader 一样，但每批取 batches 说的那些样本。"""
+    options = {"generator": loader.generator, "pin_memory": loader.pin_memory}
+    return DataLoader(loader.dataset, batch_sampler=batches, collate_fn=collate or loader.collate_fn, **options)

@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from utils import processes
 from utils.errors import RunError, UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -21,7 +22,21 @@ def choose_device(name: str) -> torch.device:
         raise UserError("--device", f"未检测到可用的 {name.upper()}", "用 --device cpu 或 --device auto。")
     if name == "cuda":
         torch.set_float32_matmul_precision("high")  # 要求 float32 时允许 TF32
+        return _own_gpu()
     return torch.device(name)
+
+
+def _own_gpu() -> torch.device:
+    """几个进程一起训练时，每个用一块显卡；不够分就抛出 UserError。"""
+    if not processes.is_launched():
+        return torch.device("cuda")
+    index, count = processes.local_rank(), torch.cuda.device_count()
+    if index >= count:
+        reason = f"这台机器有 {count} 块显卡，却启动了 {processes.num_on_this_machine()} 个进程"
+        raise UserError("--nproc_per_node", reason, f"改成 {count}，或用 --device cpu。")
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -63,7 +78,9 @@ def processor_name() -> str:
 
 def available_memory(device: torch.device) -> int:
     """设备上还有多少内存（字节）。"""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available // processes.num_on_this_machine()  # 一台机器上的各个进程平分
 
 
 def check_memory(num_bytes: int, device: torch.device, advice: str) -> None:

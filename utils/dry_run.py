@@ -17,7 +17,7 @@ def print_parameters(parts: dict[str, int]) -> None:
 
 def print_memory(memory: TrainingMemory) -> None:
     """一步训练的内存估计，和现有的内存装得下的最大一批。"""
-    shape, kind, batch_size = (memory.cfg, memory.num_parameters), memory.device.type, memory.settings.batch_size
+    shape, kind, batch_size = (memory.cfg, memory.num_parameters), memory.device.type, memory.batch_size
     parts = split_training_bytes(*shape, batch_size, kind, memory.num_trained)
     total = sum(parts.values())
     available = available_memory(memory.device)

@@ -6,6 +6,8 @@ import signal
 import sys
 from collections.abc import Callable
 
+from utils import processes
+
 EXIT_FAILED = 1  # 运行中失败：磁盘、内存、设备、数值
 EXIT_USER_INPUT = 2  # 用户的输入有误：参数、配置、数据、模型文件
 EXIT_SIGNAL = 128  # 再加上信号的编号：130 是 SIGINT，143 是 SIGTERM，129 是 SIGHUP
@@ -65,7 +67,20 @@ def run_program(main: Callable[[], None]) -> None:
         _flush_stdout()
     except OSError:
         discard_stdout()
+    if processes.world_size() > 1:
+        _leave_together(code)
     sys.exit(code)
+
+
+def _leave_together(code: int) -> None:
+    """从几个进程的训练里离开：说一声再走；连接不必一条条地关，断了的会让解释器退不出去。"""
+    if "torch" in sys.modules:
+        from utils import peers
+
+        if peers.watch().is_alive():
+            peers.watch().leave()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _exit_code_of(main: Callable[[], None]) -> int:
@@ -75,7 +90,7 @@ def _exit_code_of(main: Callable[[], None]) -> int:
         _flush_stdout()
         return 0
     except UserError as error:
-        print(error, file=sys.stderr)
+        _tell(error)
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_SIGNAL + signal.SIGINT
@@ -85,13 +100,37 @@ def _exit_code_of(main: Callable[[], None]) -> int:
         discard_stdout()
         return 0
     except OSError as error:
-        print(RunError(error.filename or "磁盘", error.strerror or error, "已有的文件没有改动。"), file=sys.stderr)
+        _tell(RunError(error.filename or "磁盘", error.strerror or error, "已有的文件没有改动。"))
         return EXIT_FAILED
     except (MemoryError, RuntimeError) as error:
+        if processes.world_size() > 1 and not is_out_of_memory(error) and _is_lost(error):
+            return EXIT_FAILED
         if not is_out_of_memory(error):
             raise
-        print(RunError("内存", "不够用", OUT_OF_MEMORY_ADVICE), file=sys.stderr)
+        _tell(RunError("内存", "不够用", OUT_OF_MEMORY_ADVICE))
         return EXIT_FAILED
+
+
+def _tell(error: UserError) -> None:
+    """打印一行；几个进程一起训练时，同样的错误只由一个进程说，在几台机器上就说出是哪个进程。"""
+    text = str(error)
+    if processes.world_size() > 1:
+        from utils.peers import is_first_to_say
+
+        if not is_first_to_say(text):
+            return
+        text += f"（{processes.name()}）" if processes.spans_machines() else ""
+    print(text, file=sys.stderr)
+
+
+def _is_lost(error: Exception) -> bool:
+    """是因为别的进程没了，就说出是谁。"""
+    from utils import peers
+
+    if not peers.is_lost(error) or not peers.watch().is_alive():
+        return False
+    peers.tell_lost()
+    return True
 
 
 OUT_OF_MEMORY_ADVICE = "减小 --batch_size（可同时增大 --accumulation_steps），或换更小的配置。"

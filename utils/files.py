@@ -190,7 +190,7 @@ def _write_and_replace(
             _sync_file(file.fileno())
             if not written.matches_disk():
                 raise OSError("读回来的与写进去的不同")
-        temporary.chmod(0o666 & ~_current_umask())  # mkstemp 只给自己读写权限
+        temporary.chmod(0o666 & ~current_umask())  # mkstemp 只给自己读写权限
         backup = link_backup(path) if keep_old else None
         os.replace(temporary, path)
         sync_folder(path.parent)
@@ -242,7 +242,8 @@ def sync_folder(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def _current_umask() -> int:
+def current_umask() -> int:
+    """新文件不给哪些权限。"""
     umask = os.umask(0)
     os.umask(umask)
     return umask

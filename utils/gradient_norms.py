@@ -6,20 +6,28 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
+from utils import shards
+from utils.parallel import OneProcess
+
+EPS = 1e-6  # 与 nn.utils.clip_grad_norm_ 相同
 BLOCK = re.compile(r"trf_blocks\.(\d+)\.")
 EMBEDDINGS = ("tok_emb", "position")
 
 
-def clip_gradients(model: nn.Module, limit: float) -> tuple[float, dict[str, Tensor]]:
+def clip_gradients(
+    model: nn.Module, limit: float, parallel: OneProcess | None = None
+) -> tuple[float, dict[str, Tensor]]:
     """总范数超过 limit 就按比例缩小全部梯度；-> (缩小之前的总范数, {参数名: 它的范数})
 
     结果与 nn.utils.clip_grad_norm_ 逐位相同；各参数的范数本来就要算，留下来不多花时间。
     """
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.grad is not None}
-    norms = torch._foreach_norm([parameter.grad for parameter in parameters.values()])
+    parallel = parallel or OneProcess()
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.grad is not None}
+    gradients = [shards.local(parameter.grad) for parameter in trained.values()]
+    norms = parallel.whole_norms(list(torch._foreach_norm(gradients)))
     total = torch.linalg.vector_norm(torch.stack(norms))
-    nn.utils.clip_grads_with_norm_(parameters.values(), limit, total)
-    return total.item(), dict(zip(parameters, norms, strict=True))
+    torch._foreach_mul_(gradients, (limit / (total + EPS)).clamp(max=1.0))
+    return total.item(), dict(zip(trained, norms, strict=True))
 
 
 def norms_by_part(norms: dict[str, Tensor]) -> dict[str, float]:

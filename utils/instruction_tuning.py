@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.cross_entropy import IGNORE_INDEX
 from utils.data_loader import EpochSampler, create_dataloader, pad_batch
+from utils.distributed import map_batches
 from utils.fine_tuning import quote
 from utils.instruction_data import Conversation
 from utils.prompt_template import Template, Turn
 from utils.settings import TrainingSettings
 from utils.text_utils import Tokenizer
-from utils.train_utils import FULL_PRECISION, copy_to, evaluating
+from utils.train_utils import FULL_PRECISION, Batch, copy_to, evaluating
 
 
 def encode_turns(turns: Sequence[Turn], template: Template, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
@@ -84,14 +86,16 @@ def measure_exact_match(
     把标准答案喂进去，看每个位置最可能的是不是它的下一个 token。处处都是，贪心生成便一字不差地写出它；有一处不是，
     贪心生成就在那里走岔。所以一次前向就够，不必逐个生成。
     """
-    is_right = []
     device = next(model.parameters()).device
+
+    def check(batch: Batch) -> list[bool]:
+        inputs, targets = copy_to(device, batch)
+        guesses = model(inputs)[..., : loader.dataset.vocab_size].argmax(dim=-1)  # 生成时抽不到词表的补齐部分
+        matches = (guesses == targets) | (targets == IGNORE_INDEX)
+        return matches.all(dim=1).tolist()
+
     with evaluating(model), precision:
-        for batch in loader:
-            inputs, targets = copy_to(device, batch)
-            guesses = model(inputs)[..., : loader.dataset.vocab_size].argmax(dim=-1)  # 生成时抽不到词表的补齐部分
-            matches = (guesses == targets) | (targets == IGNORE_INDEX)
-            is_right += matches.all(dim=1).tolist()
+        is_right = list(chain.from_iterable(map_batches(check, loader)))
     counts = defaultdict(lambda: [0, 0])
     for task, right, is_whole in zip(loader.dataset.tasks, is_right, loader.dataset.is_whole, strict=True):
         counts[task][0] += right and is_whole  # 截去了末尾的，不算答得完全

@@ -25,6 +25,14 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, -1)  # 一点也不还
 
 
+def return_freed_memory() -> None:
+    """与 keep_freed_memory 相反：释放的大块立刻还给系统，慢一些。FSDP 的各组凑齐又放掉，留着的碎片会有几倍大。"""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 1 << 20)
+        mallopt(M_TRIM_THRESHOLD, 1 << 20)
+
+
 def estimate_generation_bytes(cfg: Any, num_parameters: int, bytes_per_weight: int = 4) -> int:
     """生成时的内存（字节）：权重，以及 float32 的 KV 缓存、RoPE 的正弦和余弦。"""
     rope = 4 * 2 * cfg.head_dim

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from utils import shards
 from utils.muon import Muon
 from utils.settings import TrainingSettings
 
@@ -53,7 +54,14 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
         shape = parameters[index].shape
         if any(value.shape != (() if name == "step" else shape) for name, value in values.items()):
             raise ValueError(f"优化器状态 {index} 的形状不符")
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    split = {
+        index: {
+            name: value if name == "step" else shards.split_like(value, parameters[index])
+            for name, value in values.items()
+        }
+        for index, values in state.items()
+    }
+    optimizer.load_state_dict({"state": split, "param_groups": groups})
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:

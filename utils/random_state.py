@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from utils.processes import is_main, rank
+
 
 def get_random_state(device: torch.device) -> dict[str, Tensor]:
     """{设备类型: 发生器的状态}，CPU 的和 device 的。"""
@@ -10,6 +12,12 @@ def get_random_state(device: torch.device) -> dict[str, Tensor]:
     if device.type != "cpu":
         state[device.type] = torch.get_device_module(device).get_rng_state(device)
     return state
+
+
+def seed_process(seed: int, step: int = 0) -> None:
+    """进程 0 以外的进程各换一个种子，dropout 丢弃的才各不相同；权重都已建立好。step 是从第几步起。"""
+    if not is_main():
+        torch.manual_seed((seed + 0x9E3779B97F4A7C15 * rank() + 0xBF58476D1CE4E5B9 * step) % 2**63)
 
 
 def set_random_state(device: torch.device, state: dict[str, Tensor]) -> None:

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from utils.budget import Budget
-from utils.checkpoint import load_weights, read_model_file
 from utils.console import say
 from utils.copy_check import MIN_CHARACTERS, CopyIndex
 from utils.corpus import Corpus
 from utils.device import describe_device
 from utils.generation import Sampling, generate_text, read_text_prompt, stream_text
+from utils.processes import is_main
 from utils.run_files import RunFiles
 from utils.run_history import Sample
 from utils.run_report import RunStory
@@ -75,8 +75,7 @@ def print_plan(trainer: Trainer, budget: Budget) -> None:
 def print_result(trainer: Trainer, corpus: Corpus, files: RunFiles) -> None:
     """训练之后：所保存权重在整个验证部分上的损失、一段样文、文件在哪里。"""
     model, settings, kept = trainer.model, trainer.settings, files.kept
-    if kept.step != trainer.step:  # 内存里是最后的权重，文件里是最好的
-        load_weights(model, read_model_file(files.model), files.model)
+    files.load_kept(trainer)
     loss = (
         kept.validate_loss
         if trainer.evaluates_everything and kept.validate_loss is not None
@@ -117,7 +116,7 @@ def tell_story(trainer: Trainer, corpus: Corpus, encoding: str) -> RunStory:
             "词表": _describe_vocabulary(corpus),
         },
     )
-    if corpus.train_characters <= INDEXED_CHARACTERS:
+    if corpus.train_characters <= INDEXED_CHARACTERS and is_main():
         index = CopyIndex(corpus.train_text())
         rate = index.find_copies(corpus.validate_text(UNSEEN_CHARACTERS)).rate
         facts["原文照抄率"] = f"样文里与训练部分相同的片段（{MIN_CHARACTERS} 字以上）；没见过的验证部分是 {rate:.1%}"

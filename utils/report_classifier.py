@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from utils.checkpoint import load_weights, read_model_file
 from utils.classification import ClassificationDataset, Metrics, classify, measure
 from utils.console import say
 from utils.files import write_atomically
 from utils.labeled_text import LabeledText, Split
 from utils.plotting import drawable_characters, find_chinese_font
+from utils.processes import on_main
 from utils.report_finetuning import print_model, print_use
 from utils.run_files import RunFiles
 from utils.run_history import Sample
@@ -42,8 +42,7 @@ def print_start(
 def print_result(trainer: Trainer, test_loader: DataLoader, files: RunFiles, args: argparse.Namespace) -> None:
     """训练之后：所保存的权重在测试部分上的各项，混淆矩阵另画成图。"""
     model = trainer.model
-    if files.kept.step != trainer.step:  # 内存里是最后的权重，文件里是最好的
-        load_weights(model, read_model_file(files.model), files.model)
+    files.load_kept(trainer)
     metrics = measure(model, test_loader, model.labels, trainer.precision)
     say(f"测试准确率 {metrics.accuracy:.2%}（第 {files.kept.step} 步的权重）")
     say(metrics.table())
@@ -69,6 +68,7 @@ def picture_names(labels: list[str]) -> list[str]:
     ]
 
 
+@on_main
 def draw_confusion(metrics: Metrics, path: Path) -> Path | None:
     """混淆矩阵画成 PNG，名字见 picture_names；标签太多时只画颜色。返回旧图的备份。"""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -7,6 +7,7 @@ import torch
 from utils.console import say
 from utils.device import describe_device
 from utils.files import megabytes
+from utils.processes import on_main
 from utils.run_files import RunFiles
 from utils.train_utils import Trainer
 
@@ -19,6 +20,7 @@ def print_model(trainer: Trainer, args: argparse.Namespace, dtype: torch.dtype) 
     say(f"模型：{args.model_path}，{total:,} 个参数，训练其中 {trained:,} 个（{args.trainable}）")
 
 
+@on_main
 def print_use(files: RunFiles, args: argparse.Namespace, program: str) -> None:
     """训练之后：怎样用它；用 LoRA 时，怎样只带走适配器。"""
     say(f"现在可以问它：python {program} --model_path {files.model}")

@@ -5,7 +5,6 @@ from collections import Counter
 
 import torch
 
-from utils.checkpoint import load_weights, read_model_file
 from utils.console import say
 from utils.generation import Sampling, read_prompt, stream_text
 from utils.instruction_tuning import InstructionDataset, measure_exact_match
@@ -37,8 +36,7 @@ def print_start(
 
 def print_result(trainer: Trainer, before: Counts, files: RunFiles, args: argparse.Namespace) -> None:
     """训练之后：所保存的权重在留出部分上完全答对的比例，逐类与训练之前相比。"""
-    if files.kept.step != trainer.step:  # 内存里是最后的权重，文件里是最好的
-        load_weights(trainer.model, read_model_file(files.model), files.model)
+    files.load_kept(trainer)
     after = measure_exact_match(trainer.model, trainer.validate_loader, trainer.precision)
     say("留出部分完全答对：训练之前 → 之后（条数）")
     for task, (right, total) in after.items():

@@ -3,24 +3,32 @@
 import contextlib
 import json
 import math
+import os
+import re
+import shutil
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 
 from utils.archive import check_archive
-from utils.checkpoint import check_tensors, load_state, model_file_of, save_state, tokenizer_of
-from utils.checkpoint_files import FROM_SCRATCH, NAME, list_checkpoints, step_of
+from utils.checkpoint import check_tensors, load_state, load_weights, model_file_of, save_state, tokenizer_of
+from utils.checkpoint_files import FROM_SCRATCH, NAME, list_checkpoints, size_of, step_of
 from utils.console import hint
 from utils.errors import RunError, UserError
-from utils.files import keep_backup, megabytes, remove_leftovers, sync_folder
+from utils.files import TEMPORARY_SUFFIX, keep_backup, megabytes, remove_leftovers, sync_folder
+from utils.parallel import MODES
+from utils.processes import on_main
 from utils.run_history import RunHistory
 from utils.run_identity import RunIdentity
-from utils.train_utils import PROGRESS, Evaluation
+from utils.train_utils import PROGRESS, Evaluation, Trainer
 
 FORMAT = 1  # 检查点里的东西变了就加一
 NUM_NEWEST = 2
 MAX_FILES = NUM_NEWEST + 2  # 最近的、最好的，和正在写的
+REMOVED = "removed_"  # 正在删的文件夹，与正在写的一样是八个字符
+TEMPORARY_FOLDER = re.compile(rf"\.(?:{NAME.pattern})\.[a-z0-9_]{{8}}{re.escape(TEMPORARY_SUFFIX)}")
 
 
 class Checkpoints:
@@ -30,16 +38,21 @@ class Checkpoints:
         self.folder = folder
         self._damaged: set[Path] = set()
 
+    @on_main
     def set_aside(self) -> None:
         """从头训练，写第一个文件之前：以前的检查点连文件夹改名保留。"""
         if self.folder.exists():
-            size = sum(path.stat().st_size for path in self.folder.iterdir())
+            size = size_of(self.folder)
             backup = keep_backup(self.folder)
             hint(f"已有的 {self.folder} 保留为 {backup.name}（{megabytes(size)}，用不着就可以删掉）")
 
+    @on_main
     def remove_leftovers(self) -> None:
-        """删去上次被杀死时没来得及删的临时文件。"""
+        """删去上次被杀死时没来得及删的临时文件和文件夹。"""
         remove_leftovers(self.folder, NAME.pattern)
+        for path in self.folder.glob(f".*{TEMPORARY_SUFFIX}"):
+            if path.is_dir() and not path.is_symlink() and TEMPORARY_FOLDER.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
 
     def save(self, state: dict) -> Path:
         """写出一个检查点，再删去用不着的旧的。state 见 training_run.py。"""
@@ -49,10 +62,14 @@ class Checkpoints:
             raise RunError(self.folder, f"建不了文件夹（{error.strerror}）", "检查磁盘和权限。") from None
         sync_folder(self.folder.parent)
         path = self.folder / f"step-{state['progress']['step']:08d}.ckpt"
-        save_state(path, {"format": FORMAT, **state}, keep_old=path in self._damaged)
+        self._write(path, {"format": FORMAT, **state}, keep_old=path in self._damaged)
         self._prune(state["records"])
         return path
 
+    def _write(self, path: Path, state: dict, keep_old: bool) -> None:
+        save_state(path, state, keep_old)
+
+    @on_main
     def _prune(self, records: list[dict]) -> None:
         """只留最近的 NUM_NEWEST 个和验证损失最低的一个；坏了的不动。"""
         paths = [path for path in list_checkpoints(self.folder) if path not in self._damaged]
@@ -63,14 +80,14 @@ class Checkpoints:
 
         for path in set(paths) - set(paths[-NUM_NEWEST:]) - {min(paths, key=loss)}:
             with contextlib.suppress(OSError):  # 删不掉的旧检查点留着也无害
-                path.unlink()
+                _remove(path)
 
     def load_newest(self) -> tuple[Path, dict]:
         """最新的完好的检查点和它的内容；坏了的说一声，留在原处。"""
         problems = {}
         for path in reversed(list_checkpoints(self.folder)):
             try:
-                state = read_checkpoint(path)
+                state = self._read(path)
             except DamagedError as error:
                 problems[path] = error.reason
                 continue
@@ -80,6 +97,32 @@ class Checkpoints:
             return path, state
         reasons = "；".join(f"{path.name} {reason}" for path, reason in problems.items())
         raise UserError(self.folder, f"没有完好的检查点（{reasons}）", FROM_SCRATCH)
+
+    def _read(self, path: Path) -> dict:
+        return read_checkpoint(path)
+
+    def load_into(self, trainer: Trainer, path: Path, state: dict) -> None:
+        """把 load_newest 读出的权重和训练状态装进 trainer；形状不符就抛出 UserError。"""
+        load_weights(trainer.model, state["model"], "现在的配置")
+        load_progress(trainer, path, state)
+
+
+def load_progress(trainer: Trainer, path: Path, state: dict) -> None:
+    """装进权重以外的部分。"""
+    try:
+        trainer.load_progress(state)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError):
+        raise UserError(path, "里面的训练状态与现在的模型不符", FROM_SCRATCH) from None
+
+
+def _remove(path: Path) -> None:
+    """删去一个检查点；文件夹先改名，删到一半断电也不会被当作检查点。"""
+    if path.is_dir():
+        hidden = path.with_name(f".{path.name}.{REMOVED}{TEMPORARY_SUFFIX}")
+        os.replace(path, hidden)
+        shutil.rmtree(hidden)
+    else:
+        path.unlink()
 
 
 def recorded_tokenizer(folder: Path) -> dict:
@@ -96,23 +139,37 @@ def read_checkpoint(path: Path) -> dict:
 
     张量在内存里，不映射文件：训练会改写它们。
     """
+    return check_state(path, lambda: _load(path), _check_tensors)
+
+
+def _load(path: Path) -> dict:
+    if path.is_dir():  # FSDP 存的
+        from utils.sharded_checkpoint import read_whole
+
+        return read_whole(path)
+    check_archive(path, "检查点")
+    return load_state(path, mmap=False)
+
+
+def check_state(path: Path, load: Callable[[], dict], check_tensors: Callable[[Path, dict], None]) -> dict:
+    """load() 读出的检查点，内容都检查过；张量由 check_tensors 检查。"""
     try:
-        check_archive(path, "检查点")
-        state = load_state(path, mmap=False)
+        state = load()
     except UserError as error:
         raise DamagedError(path, error.reason) from None
     version = state.get("format")
     if isinstance(version, int) and version > FORMAT:
         raise UserError(path, f"由更新的版本写出（格式 {version}，这里认识 {FORMAT}）", "更新 PocketLLM 再继续。")
     try:
-        _check_structure(path, state)
+        _check_structure(state)
+        check_tensors(path, state)
     except (UserError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise DamagedError(path, getattr(error, "reason", "内容不完整")) from None
     return state
 
 
-def _check_structure(path: Path, state: dict) -> None:
-    """各项都在，类型和范围都对；不对就抛出任何一种错误。"""
+def _check_structure(state: dict) -> None:
+    """张量以外的各项都在，类型和范围都对；不对就抛出任何一种错误。"""
     progress, run = state["progress"], state["run"]
     counts = [value for name, value in progress.items() if name != "learning_rate" and value is not None]
     is_right = (
@@ -125,7 +182,8 @@ def _check_structure(path: Path, state: dict) -> None:
         and isinstance(state["is_finished"], bool)
         and run.keys() == {item.name for item in fields(RunIdentity)}
         and all(isinstance(run[name], dict) for name in ("config", "settings", "environment"))
-        and all(value.dtype == torch.uint8 for value in (state["random"]["cpu"], *state["random"].values()))
+        and _are_random_states(state["random"])
+        and (state.get("processes") is None or _are_processes(**state["processes"]))
         and len(state["records"]) > 0
         and all(map(_is_record, state["records"]))
     )
@@ -133,10 +191,23 @@ def _check_structure(path: Path, state: dict) -> None:
         raise ValueError
     state["history"] = RunHistory.from_state(state.get("history") or RunHistory().state())  # 早期的检查点没有
     json.dumps(run)  # 里面只有基本类型，才能与现在的比较
+
+
+def _check_tensors(path: Path, state: dict) -> None:
+    """权重和动量都是有限数。"""
     for index, optimizer in enumerate(state["optimizers"]):
         for number, values in optimizer.items():
             check_tensors(path, {f"optimizers.{index}.{number}.{name}": value for name, value in values.items()})
     state["model"] = model_file_of(path, state["model"])
+
+
+def _are_random_states(*states: dict) -> bool:
+    return all(value.dtype == torch.uint8 for state in states for value in (state["cpu"], *state.values()))
+
+
+def _are_processes(mode: str, random: list[dict]) -> bool:
+    """几个进程一起训练时记下的：并行方式，各个进程的随机状态。"""
+    return mode in MODES and len(random) > 1 and _are_random_states(*random)
 
 
 def _is_number(value: object) -> bool:

@@ -6,12 +6,15 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from utils import shards
 from utils.adapter import save_adapter
-from utils.checkpoint import read_model_file, save_model
+from utils.checkpoint import load_weights, read_model_file, save_model
 from utils.console import hint
+from utils.distributed import from_main, is_on, tensors_from_main
 from utils.errors import UserError
 from utils.files import keep_backup, link_backup, list_backups, remove_leftovers, write_atomically
 from utils.plotting import plot_losses
+from utils.processes import is_main, on_main
 from utils.train_utils import Evaluation, Trainer
 
 
@@ -39,6 +42,7 @@ class RunFiles:
     def paths(self) -> tuple[Path, ...]:
         return self.model, self.adapter, self.log, self.curve, self.report
 
+    @on_main
     def back_up_old_results(self) -> None:
         """从头训练，写第一个文件之前：同名的旧文件各添一个备份的名字，之后写的便可以直接顶替。
 
@@ -51,11 +55,28 @@ class RunFiles:
     def continue_run(self, records: list[Evaluation]) -> None:
         """接着写；模型文件里是哪一步的权重，它自己记着。不在了、坏了、或是以前训练的，就当作还没有写过。"""
         self.records = records
+        self.kept = from_main(self._read_kept())
+
+    @on_main
+    def _read_kept(self) -> Kept | None:
         if any(backup.samefile(self.model) for backup in list_backups(self.model)):
-            return  # 还是从头训练之前的那一个
+            return None  # 还是从头训练之前的那一个
         with contextlib.suppress(UserError):
             if origin := read_model_file(self.model).origin:
-                self.kept = Kept(origin["step"], origin["validate_loss"])
+                return Kept(origin["step"], origin["validate_loss"])
+        return None
+
+    def load_kept(self, trainer: Trainer) -> None:
+        """训练之后：内存里是最后的权重，文件里是最好的，要说的是文件里的。"""
+        if self.kept.step == trainer.step:
+            return
+        file = read_model_file(self.model) if is_main() else None
+        if not is_on():
+            load_weights(trainer.model, file, self.model)
+            return
+        targets = trainer.model.state_dict()
+        for name, tensor in tensors_from_main(file and file.weights):
+            shards.copy_rows(targets[name], tensor)
 
     def save_model(self, trainer: Trainer, validate_loss: float | None) -> None:
         origin = {"step": trainer.step, "validate_loss": validate_loss}
@@ -66,12 +87,18 @@ class RunFiles:
     def add_record(self, record: Evaluation) -> None:
         """日志每次整个重写，任何时刻文件都完整；几千行也只要几毫秒。"""
         self.records.append(record)
+        self._write_log()
+
+    @on_main
+    def _write_log(self) -> None:
         lines = "".join(json.dumps(asdict(item)) + "\n" for item in self.records)
         write_atomically(self.log, lambda file: file.write(lines.encode("utf-8")))
 
+    @on_main
     def draw_curve(self) -> None:
         plot_losses(self.records, self.curve)
 
+    @on_main
     def remove_leftovers(self) -> None:
         """删去上次被杀死时没来得及删的临时文件。"""
         names = "|".join(re.escape(path.name) for path in self.paths)

@@ -12,8 +12,10 @@ import torch
 
 from utils.budget import Budget
 from utils.cli import command_line
+from utils.distributed import from_main
 from utils.files import write_atomically
 from utils.gradient_norms import norms_by_part
+from utils.processes import on_main
 from utils.run_history import Observation, RunHistory, Sample
 from utils.run_identity import RunIdentity
 from utils.run_page import PageData, render_page
@@ -63,7 +65,7 @@ class RunReport:
         self._take_gradients()
         (tokens, seconds), history = self._since, self.history
         speed = (record.tokens - tokens) / max(1e-9, record.seconds - seconds) if record.tokens > tokens else None
-        samples = self._write_samples() if self._can_afford_samples() else []
+        samples = self._write_samples() if from_main(self._can_afford_samples()) else []
         norms = dict(history.gradient_norms)
         history.observations.append(Observation(record.step, speed, memory_in_use(self.trainer), norms, samples))
         if self._last_writing + self._writing_seconds <= WRITING_FRACTION * self.budget.seconds:
@@ -99,6 +101,7 @@ class RunReport:
         self.history.sampling_seconds += time.monotonic() - begin
         return samples
 
+    @on_main
     def _write(self, records: list[Evaluation], status: str) -> None:
         begin = time.monotonic()
         page = PageData(

@@ -80,5 +80,9 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: dict | Non
     add = parser.add_argument
     add("--resume", action="store_true", help="从上次的检查点继续，其余参数照旧写全（默认从头训练）")
     add("--allow_data_change", action="store_true", help="数据改过也继续（默认不许）")
+    add("--allow_process_change", action="store_true", help="进程数或并行方式变了也继续（默认不许）")
+    modes = f"几个进程怎样一起训练，用 torchrun 启动才有：{cli.PARALLEL_MODES}（默认 %(default)s）"
+    add("--parallel", type=cli.parallel_mode, default="auto", help=modes)
+    add("--patience", type=cli.positive_float, default=600.0, help="等别的进程最多几秒，再久就停下（默认 %(default)g）")
     add("--compile", action="store_true", help="用 torch.compile 编译：开头慢，之后快（默认不编译）")
     add("--dry_run", action="store_true", help="只算不练：试跑几步，报出内存和时间，什么也不写（默认不用）")

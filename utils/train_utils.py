@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from utils import shards
 from utils.budget import Budget
 from utils.cross_entropy import IGNORE_INDEX, cross_entropy
 from utils.data_loader import create_dataloader
+from utils.distributed import map_batches, max_over, number_from_main, sum_over
 from utils.errors import RunError
 from utils.gradient_norms import clip_gradients
 from utils.optimizers import learning_rate_factor, load_optimizer_state, set_learning_rate
+from utils.parallel import OneProcess
 from utils.random_state import get_random_state, set_random_state
 from utils.settings import TrainingSettings
 
@@ -59,8 +62,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """关掉 dropout 和梯度，结束后恢复原来的模式。"""
     was_training = model.training
     model.eval()
+    # 分片的权重在推理模式里凑齐，就不能再用来训练，所以只关梯度
+    without_gradients = torch.no_grad if any(map(shards.is_sharded, model.parameters())) else torch.inference_mode
     try:
-        with torch.inference_mode():
+        with without_gradients():
             yield
     finally:
         model.train(was_training)
@@ -74,14 +79,17 @@ def calc_loss_loader(
 ) -> float:
     """若干批的平均损失，按 token 平均：短的一批不会占同样的分量。before_batch 在每一批之前调用。"""
     device = next(model.parameters()).device
+
+    def measure(batch: Batch) -> tuple[float, int]:
+        num_tokens = count_supervised(batch[1])
+        with precision:
+            loss = calc_loss_batch(model, *copy_to(device, batch))
+        return loss.item() * num_tokens, num_tokens
+
     total_loss, total_tokens = 0.0, 0
     with evaluating(model):
-        for inputs, targets in batches:
-            before_batch()
-            num_tokens = count_supervised(targets)
-            with precision:
-                loss = calc_loss_batch(model, *copy_to(device, (inputs, targets)))
-            total_loss += loss.item() * num_tokens
+        for loss, num_tokens in map_batches(measure, batches, before_batch):
+            total_loss += loss
             total_tokens += num_tokens
     return total_loss / total_tokens
 
@@ -126,6 +134,8 @@ class Trainer:
         precision: AbstractContextManager = FULL_PRECISION,
     ):
         self.model, self.optimizers, self.settings, self.precision = model, optimizers, settings, precision
+        self.parallel = OneProcess()
+        self.parallel.wrap(model)
         self.train_loader, self.validate_loader = train_loader, validate_loader
         self.device = next(model.parameters()).device
         self.steps_per_epoch = math.ceil(len(train_loader) / settings.accumulation_steps)
@@ -177,7 +187,7 @@ class Trainer:
             if self.step % self.settings.eval_freq == 0:
                 yield from self._evaluate_once(budget)
             self.between_steps()
-            progress = budget.progress(self.step) if self.step else 0.0  # 时间再紧也至少走一步
+            progress = number_from_main(budget.progress(self.step)) if self.step else 0.0  # 时间再紧也至少走一步
             if progress >= 1:
                 break
             loss = self._train_step(next(groups), progress)
@@ -185,16 +195,17 @@ class Trainer:
         yield from self._evaluate_once(budget)
 
     def check_stop(self) -> None:
-        """每一批之前问一次要不要停。"""
-        if self.stop_requested:
+        """每一批之前问一次要不要停；有一个进程要停，就一起停。"""
+        if any(max_over([self.stop_requested])):
             raise Interrupted
 
     def _grouped_batches(self) -> Iterator[list[Batch]]:
         """无尽的一轮又一轮；每次交出更新一次参数所用的几批。从 (epoch, samples_done) 接着取。"""
+        loader, group_size = self.parallel.own_batches(self.train_loader, self.settings.accumulation_steps)
         while True:
             self.train_loader.sampler.epoch, self.train_loader.sampler.done = self.epoch, self.samples_done
-            batches = iter(self.train_loader)
-            while group := list(islice(batches, self.settings.accumulation_steps)):
+            batches = iter(loader)
+            while group := list(islice(batches, group_size)):
                 yield group
             self.epoch, self.samples_done = self.epoch + 1, 0
 
@@ -204,14 +215,14 @@ class Trainer:
         self.learning_rate = factor * self.settings.learning_rate
         random_state = get_random_state(self.device)
         try:
-            loss = self._backward(batches)
-            norm, norms = clip_gradients(self.model, self.settings.grad_clip)
+            loss, num_tokens = self._backward(batches)
+            norm, norms = clip_gradients(self.model, self.settings.grad_clip, self.parallel)
         except BaseException:
             set_random_state(self.device, random_state)
             self._zero_grad()
             raise
         if not math.isfinite(loss + norm):
-            raise self._not_finite(loss, norm, len(batches))
+            raise self._not_finite(loss, norm)
         set_learning_rate(self.optimizers, factor)
         self.is_consistent = False
         for optimizer in self.optimizers:
@@ -219,8 +230,8 @@ class Trainer:
         self._zero_grad()
         self.gradient_norms = norms
         self.step += 1
-        self.tokens += sum(inputs.numel() for inputs, _ in batches)
-        self.samples_done += sum(len(inputs) for inputs, _ in batches)
+        self.tokens += num_tokens
+        self.samples_done = min(self.samples_done + self._update_size, len(self.train_loader.sampler))
         self.is_consistent = True
         return loss
 
@@ -228,9 +239,14 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
 
-    def _not_finite(self, loss: float, norm: float, num_batches: int) -> NotFiniteError:
+    @property
+    def _update_size(self) -> int:
+        """更新一次参数用几个样本，一轮的最后一次可能少些。"""
+        return self.settings.batch_size * self.settings.accumulation_steps
+
+    def _not_finite(self, loss: float, norm: float) -> NotFiniteError:
         """损失或梯度不是有限数：说清是哪一步、哪几个样本。"""
-        places = [self.train_loader.dataset.place_of(index) for index in self._sample_indices(num_batches)]
+        places = [self.train_loader.dataset.place_of(index) for index in self._next_indices()]
         more = f"等 {len(places)} 处" if len(places) > NUM_PLACES else ""
         reason = (
             f"损失为 {loss:.4g}，梯度范数为 {norm:.4g}，学习率 {self.learning_rate:.3g}，"
@@ -238,22 +254,27 @@ class Trainer:
         )
         return NotFiniteError(self.step + 1, reason)
 
-    def _sample_indices(self, num_batches: int) -> list[int]:
-        """接下来 num_batches 批是数据集里的哪些样本。"""
+    def _next_indices(self) -> list[int]:
+        """下一次更新用的是数据集里的哪些样本。"""
         self.train_loader.sampler.done = self.samples_done
-        return list(islice(self.train_loader.sampler, num_batches * self.settings.batch_size))
+        return list(islice(self.train_loader.sampler, self._update_size))
 
-    def _backward(self, batches: list[Batch]) -> float:
-        """前向和反向。各批按 token 数加权，累积的梯度便等于把它们合成一大批。"""
+    def _backward(self, batches: list[Batch]) -> tuple[float, int]:
+        """前向和反向。各批按 token 数加权，累积的梯度便等于把它们合成一大批。-> (平均损失, 一共几个 token)"""
         counts = [count_supervised(targets) for _, targets in batches]
+        sizes = [inputs.numel() for (inputs, _), count in zip(batches, counts, strict=True) if count]
+        num_supervised, num_tokens = sum_over([sum(counts), sum(sizes)])
         losses = []
-        for batch, count in zip(batches, counts, strict=True):
+        for number, (batch, count) in enumerate(zip(batches, counts, strict=True), start=1):
             self.check_stop()
-            with self.precision:
-                loss = calc_loss_batch(self.model, *copy_to(self.device, batch)) * (count / sum(counts))
-            loss.backward()
+            with self.parallel.exchanging(is_last=number == len(batches)):
+                with self.precision:
+                    share = count / num_supervised
+                    loss = calc_loss_batch(self.parallel.forward, *copy_to(self.device, batch)) * share
+                loss.backward()
             losses.append(loss.detach())
-        return sum(loss.item() for loss in losses)  # 到最后才取数，显卡中途不必停下来等
+        (loss,) = sum_over([sum(loss.item() for loss in losses)])  # 到最后才取数，显卡中途不必停下来等
+        return loss, num_tokens
 
     def _evaluate_once(self, budget: Budget) -> Iterator[Evaluation]:
         """这一步还没有评估过就评估。"""
@@ -298,7 +319,7 @@ class Trainer:
         for name, value in before.items():
             setattr(self, name, value)
         self.gradient_norms = {}
-        return min(durations[1:])  # 第一步含预热，不算
+        return number_from_main(min(durations[1:]))  # 第一步含预热，不算
 
     def _timed_steps(self, max_steps: int, max_seconds: float) -> Iterator[float]:
         """以学习率 0 走几步，交出各步的秒数；至少两步。"""
@@ -307,7 +328,7 @@ class Trainer:
             begin = time.monotonic()
             self._train_step(batches, progress=1.0)
             yield time.monotonic() - begin
-            if index and time.monotonic() - started > max_seconds:
+            if index and number_from_main(time.monotonic() - started) > max_seconds:
                 return
 
 

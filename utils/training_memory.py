@@ -25,6 +25,10 @@ class TrainingMemory:
     device: torch.device
     num_parameters: int
     num_trained: int  # 其中训练几个；冻结的没有梯度和动量
+    batch_size: int = 0  # 一个进程一批算几个样本；0 表示设置里的 batch_size
+
+    def __post_init__(self):
+        object.__setattr__(self, "batch_size", self.batch_size or self.settings.batch_size)
 
     @classmethod
     def of_model(
@@ -39,9 +43,8 @@ class TrainingMemory:
 
     def check(self) -> None:
         """估计要用的内存超过现有的，就抛出 RunError。"""
-        settings, kind = self.settings, self.device.type
-        sizes = self.num_parameters, self.num_trained
-        needed = estimate_training_bytes(self.cfg, sizes[0], settings.batch_size, kind, sizes[1])
+        kind, sizes = self.device.type, (self.num_parameters, self.num_trained)
+        needed = estimate_training_bytes(self.cfg, sizes[0], self.batch_size, kind, sizes[1])
         fitting = largest_batch_size(self.cfg, sizes[0], kind, available_memory(self.device), sizes[1])
         example = f"，如 {self._smaller_batch(fitting)}" if fitting else "；现在一批一个样本也装不下"
         check_memory(needed, self.device, f"减小 emb_dim / num_layers / --batch_size{example}。")
@@ -67,7 +70,7 @@ class TrainingMemory:
 
     def _advice(self) -> str:
         """实际用的比估计的多，所以只按现在的一半建议。"""
-        if half := self.settings.batch_size // 2:
+        if half := self.batch_size // 2:
             smaller = f"改用 {self._smaller_batch(half)}，参数的更新不变"
         else:
             smaller = f"减小配置里的 context_length（现在是 {self.cfg.context_length}），或换更小的配置"

@@ -14,14 +14,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from utils import shards
 from utils.budget import Budget
-from utils.checkpoint import count_bytes, load_weights
-from utils.checkpoint_files import FROM_SCRATCH, checkpoint_folder, list_checkpoints
+from utils.checkpoint import count_bytes
+from utils.checkpoint_files import checkpoint_folder, list_checkpoints, size_of
 from utils.console import hint, say
+from utils.distributed import is_on, max_over, number_from_main, wait_for_all
 from utils.errors import UserError, leave_by_signal, stop_signals
 from utils.files import check_free_space
 from utils.loss_spikes import SpikeDetector
-from utils.resume import MAX_FILES, Checkpoints
+from utils.parallel_checkpoint import build_checkpoints, compare_processes
+from utils.processes import is_main, on_main
+from utils.resume import MAX_FILES
 from utils.run_files import Kept, RunFiles
 from utils.run_identity import RunIdentity, compare_runs
 from utils.run_report import RunReport, RunStory
@@ -63,7 +67,7 @@ class ProgressBar:
             total=1.0,
             initial=begun,
             bar_format=form,
-            disable=sys.stderr is None or None,
+            disable=sys.stderr is None or not is_main() or None,
             leave=False,
             mininterval=0.5,
             file=sys.stderr,
@@ -119,7 +123,8 @@ class TrainingRun:
         story: RunStory | None = None,
     ):
         self.trainer, self.budget, self.identity = trainer, budget, identity
-        self.files, self.checkpoints = RunFiles(model_path), Checkpoints(checkpoint_folder(model_path))
+        self.files = RunFiles(model_path)
+        self.checkpoints = build_checkpoints(trainer.parallel.mode, checkpoint_folder(model_path))
         self.report = RunReport(self.files.report, trainer, budget, identity, story or RunStory())
         self._is_resumed = False
         self._saved: tuple | None = None  # 上一个检查点的 _position()
@@ -127,29 +132,33 @@ class TrainingRun:
         self._started = self._saved_at = time.monotonic()
         self._saving_seconds = self._last_save_seconds = 0.0  # 写模型和检查点一共用了多久；上一个检查点用了多久
 
-    def prepare(self, is_resuming: bool = False, allow_data_change: bool = False) -> None:
+    def prepare(
+        self, is_resuming: bool = False, allow_data_change: bool = False, allow_process_change: bool = False
+    ) -> None:
         """开始之前：清理上次的残留，看磁盘放不放得下，接上次的检查点（或提醒有可以接的）。"""
         self.files.remove_leftovers()
         self.checkpoints.remove_leftovers()
-        weights = count_bytes(self.trainer.model.state_dict())
         existing = list_checkpoints(self.checkpoints.folder)
-        reused = sum(path.stat().st_size for path in existing) * is_resuming
-        # 模型文件和正在写的新的；检查点再加优化器至多两份动量
-        check_free_space(self.files.model, 2 * weights + MAX_FILES * 3 * weights - reused)
+        self._check_free_space(existing if is_resuming else [])
         if is_resuming:
-            self._resume(allow_data_change)
+            self._resume(allow_data_change, allow_process_change)
         elif existing:
             hint(f"提示：从头训练；要接着 {existing[-1]} 训练，请加 --resume")
 
-    def _resume(self, allow_data_change: bool) -> None:
+    @on_main
+    def _check_free_space(self, reused: list[Path]) -> None:
+        """磁盘放不下将要写的就抛出 RunError；reused 的检查点会被顶替。"""
+        weights = count_bytes(self.trainer.model.state_dict())
+        # 模型文件和正在写的新的；检查点再加优化器至多两份动量
+        needed = 2 * weights + MAX_FILES * 3 * weights
+        check_free_space(self.files.model, needed - sum(map(size_of, reused)))
+
+    def _resume(self, allow_data_change: bool, allow_process_change: bool) -> None:
         """装回最新的完好的检查点；与现在的命令对不上就抛出 UserError，不改动任何文件。"""
         path, state = self.checkpoints.load_newest()
         notes = compare_runs(path, state["run"], self.identity, allow_data_change)
-        load_weights(self.trainer.model, state["model"], "现在的配置")
-        try:
-            self.trainer.load_progress(state)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError):
-            raise UserError(path, "里面的训练状态与现在的模型不符", FROM_SCRATCH) from None
+        notes += compare_processes(path, state, self.trainer.parallel, allow_process_change)
+        self.checkpoints.load_into(self.trainer, path, state)
         self.budget.continue_after(state["seconds"])
         limits = [{name: run["settings"].get(name) for name in LIMITS} for run in (state["run"], asdict(self.identity))]
         if state["is_finished"] and limits[0] == limits[1]:
@@ -178,7 +187,7 @@ class TrainingRun:
                 self._save_checkpoint(is_finished=True)
                 self.trainer.check_stop()
             except Interrupted:
-                self._leave(received[0])
+                self._leave(max_over([max(received, default=0)])[0])
             except NotFiniteError as error:
                 self._finish_report(f"停下了：第 {error.step} 步{error.reason}")
                 raise NotFiniteError(error.step, error.reason, self._advise_lower_learning_rate()) from None
@@ -225,7 +234,7 @@ class TrainingRun:
         is_counted = settings.save_every and trainer.step % settings.save_every == 0
         is_due = is_counted or is_time and settings.save_minutes or (is_time or is_epoch_end) and self._is_cheap()
         is_ending = self.budget.progress(trainer.step) >= 1  # 马上要存最后一个
-        if trainer.step and is_due and not is_ending:
+        if number_from_main(bool(trainer.step and is_due and not is_ending)):
             self._save_checkpoint()
         trainer.check_stop()
 
@@ -264,8 +273,12 @@ class TrainingRun:
         return seconds
 
     def _save_before_failing(self) -> None:
-        """出错离开之前，状态完好就存一个检查点；存不成只说一声，要紧的是原来的错误。"""
-        if self.trainer.is_consistent and self.files.records and not self._is_saving_checkpoint:
+        """出错离开之前，状态完好就存一个检查点；存不成只说一声，要紧的是原来的错误。
+
+        几个进程一起训练时不存：出错的往往只是其中一个，别的没有停在这里。
+        """
+        is_sound = self.trainer.is_consistent and not self._is_saving_checkpoint
+        if is_sound and self.files.records and not is_on():
             try:
                 self._save_checkpoint()
             except (UserError, RuntimeError, MemoryError) as error:
@@ -294,6 +307,7 @@ class TrainingRun:
         if files.records:
             files.draw_curve()
             self.report.finish(files.records, f"在第 {trainer.step:,} 步中断")
+        wait_for_all()  # 先离开的会让 torchrun 去停掉还在写文件的
         where = f"{files.model} 里是第 {files.kept.step} 步的权重" if files.kept else "还没有可保存的权重"
         action = "保存，用 --resume 继续" if is_sound else "停止"
         hint(f"已在第 {trainer.step} 步{action}；{where}。")
@@ -307,4 +321,6 @@ def check_finite(record: Evaluation) -> None:
 
 
 def is_finite(model: nn.Module) -> bool:
-    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+    """权重都是有限数，在每个进程上。"""
+    is_here = all(bool(torch.isfinite(shards.local(parameter)).all()) for parameter in model.parameters())
+    return not any(max_over([not is_here]))

@@ -5,13 +5,14 @@ safetensors 依次是 8 字节的长度、这么长的 JSON（{名字: 类型、
 """
 
 import codecs
+import hashlib
 import json
 import math
 from pathlib import Path
 
 from utils.archive import NOT_A_MODEL, check_archive
 from utils.errors import UserError
-from utils.files import check_input_file, read_input_file
+from utils.files import READ_BYTES, check_input_file, read_input_file
 
 SAFETENSORS_NAME = "model.safetensors"
 HUGGING_FACE_NAMES = (SAFETENSORS_NAME, "pytorch_model.bin")  # 文件夹里两个都有时用前一个
@@ -51,6 +52,19 @@ def find_weights_file(path: Path) -> Path:
     if not found:
         raise UserError(path, f"文件夹里没有 {' 或 '.join(HUGGING_FACE_NAMES)}", "请给出模型文件。")
     return found[0]
+
+
+def fingerprint(path: Path | None) -> str:
+    """权重文件的大小和首尾各一段的 sha256，看是不是同一个；没有就是空的。不读全文，几十 GB 也只要一瞬间。"""
+    if path is None:
+        return ""
+    path = find_weights_file(path)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(READ_BYTES))
+        file.seek(max(0, size - READ_BYTES))
+        digest.update(file.read())
+    return f"{size:,} 字节，{digest.hexdigest()[:16]}"
 
 
 def is_safetensors(path: Path) -> bool:

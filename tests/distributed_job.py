@@ -1,0 +1,100 @@
+"""由 torchrun（或直接由 python）启动，依次做几次训练；每个进程把自己看到的写成 JSON。只给测试用。
+
+参数是一个 JSON 文件，里面是一串任务。一次启动做完几次，省去重复载入 torch。
+"""
+
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from utils import muon, processes
+from utils.errors import Terminated, UserError, run_program
+from utils.run_files import RunFiles
+from utils.train_utils import Trainer
+
+TRAIN_STEP = Trainer._train_step
+ORTHOGONALIZE = muon.orthogonalize
+
+
+def orthogonalize_in_float32(matrices: torch.Tensor) -> torch.Tensor:
+    """与 muon.orthogonalize 相同，但不降到 bfloat16：输入末位的差别便不会放大几万倍。"""
+    a, b, c = muon.COEFFICIENTS
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if is_tall else matrices
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=muon.EPS)
+    for _ in range(muon.ITERATIONS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if is_tall else x
+
+
+def hang() -> None:
+    """活着，却不往前走。"""
+    while True:
+        time.sleep(0.05)
+
+
+FAULTS = {
+    "stop": lambda: signal.raise_signal(signal.SIGTERM),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "hang": hang,
+}
+
+
+class Recorder:
+    """代替 Trainer._train_step：记下每步的损失和样本，到了指定的步就出事。"""
+
+    def __init__(self, job: dict):
+        self.losses, self.samples = [], []
+        self._fault = job.get("fault")  # [什么事, 第几步之后, 哪个进程]，只在第一次启动时
+
+    def install(self) -> None:
+        recorder = self
+
+        def step(trainer: Trainer, batches: list, progress: float) -> float:
+            loss = TRAIN_STEP(trainer, batches, progress)
+            if trainer.learning_rate:  # 试跑的学习率为 0，不算
+                recorder.losses.append(loss.hex())
+                recorder.samples.append([row for x, y in batches if (y >= 0).any() for row in x.tolist()])
+                place = [trainer.step, processes.rank()]
+                if recorder._fault and recorder._fault[1:] == place and not processes.num_restarts():
+                    FAULTS[recorder._fault[0]]()
+            return loss
+
+        Trainer._train_step = step
+
+
+def train(job: dict) -> dict:
+    """做一次训练；-> 每一步的损失（十六进制）、这个进程算过的样本、怎样结束的。"""
+    recorder = Recorder(job)
+    recorder.install()
+    muon.orthogonalize = orthogonalize_in_float32 if job.get("float32_muon") else ORTHOGONALIZE
+    own = job.get("own", {}).get(str(processes.rank()), [])
+    sys.argv = [f"{job['program']}.py", *job["arguments"], *own]
+    main, end = importlib.import_module(job["program"]).main, "done"
+    if job.get("as_program"):
+        run_program(main)
+    try:
+        main()
+    except (Terminated, UserError) as error:
+        end = str(error)
+    return {"losses": recorder.losses, "samples": recorder.samples, "end": end}
+
+
+def main() -> None:
+    RunFiles.draw_curve = lambda self: None  # 画图占去大半时间，这里用不着
+    for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        result = train(job)
+        Path(f"{job['name']}.{processes.rank()}.json").write_text(json.dumps(result), encoding="utf-8")
+    sys.stdout.flush()
+    os._exit(0)  # 连接不必一条条地关
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+"""几个进程一起训练：真的用 torchrun 启动，与一个进程的结果比较。一次启动做完多次训练。"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import ROOT, write_config
+from utils.checkpoint import read_model_file
+from utils.checkpoint_files import checkpoint_folder, list_checkpoints
+
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="torch 的 Windows 版没有 gloo 以外的进程组，torchrun 未测"
+)
+
+JOB = ROOT / "tests" / "distributed_job.py"
+# 每批 5 个、累积 3 批：一次更新 15 个样本，2 个或 4 个进程都分不均；一轮的最后一次更新更少
+UNEVEN = ("--batch_size", "5", "--accumulation_steps", "3", "--grad_clip", "0.3")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """一个任务在各个进程里的结果。"""
+
+    losses: list[float]
+    samples: list[list[list[int]]]  # 各进程的各步的样本合在一起
+    ends: list[str]
+
+
+class Jobs:
+    """在 folder 里做任务。"""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def run(self, num_processes: int, jobs: list[dict], *flags: str) -> subprocess.CompletedProcess:
+        (self.folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", num_processes]
+        launcher = [sys.executable] if num_processes == 1 else [*torchrun, *flags]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+        return subprocess.run(
+            [*map(str, launcher), str(JOB), "jobs.json"],
+            cwd=self.folder,
+            env=env,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=300,
+        )
+
+    def outcome(self, name: str) -> Outcome:
+        paths = sorted(self.folder.glob(f"{name}.[0-9].json"))
+        results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        assert len({tuple(result["losses"]) for result in results}) == 1, "各个进程报的损失应相同"
+        steps = zip(*(result["samples"] for result in results), strict=True)
+        samples = [[row for part in step for row in part] for step in steps]
+        losses = [float.fromhex(loss) for loss in results[0]["losses"]]
+        return Outcome(losses, samples, [result["end"] for result in results])
+
+    def log(self, name: str) -> list[dict]:
+        lines = (self.folder / f"{name}.pth.log.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+
+def job(name: str, *arguments: str, program: str = "pretrain", model: str = "", **options) -> dict:
+    """训练到 <model 或 name>.pth 的一个任务。"""
+    output = "--model_path" if program == "pretrain" else "--output_path"
+    shared = [output, f"{model or name}.pth", "--dtype", "float32", "--device", "cpu"]
+    if program == "pretrain":
+        shared += ["--config", "tiny.json", "--data_path", "corpus.txt"]
+    return {"program": program, "name": name, "arguments": [*shared, *arguments], **options}
+
+
+def with_dropout(*arguments: str) -> tuple[str, ...]:
+    return ("--config", "dropout.json", *arguments)
+
+
+def tuning_jobs(prefix: str, *flags: str) -> list[dict]:
+    """两种微调各一次；flags 只给几个进程时用。"""
+    shared = ("--init_from", "one.pth", "--max_steps", "6", "--batch_size", "3", "--eval_freq", "3", *flags)
+    shared += ("--optimizer", "adamw", "--learning_rate", "0.001")
+    classify = ("--data_path", "labels.csv", "--drop_rate", "0", *shared)
+    return [
+        job(f"{prefix}_classifier", *classify, program="finetune_classifier"),
+        job(f"{prefix}_instruction", "--data_path", "talks.json", *shared, program="finetune_instruction"),
+    ]
+
+
+def parallel_jobs(mode: str) -> list[dict]:
+    flags = ("--parallel", mode)
+    resumed = {"model": f"{mode}_resumed"}
+    return [
+        job(mode, *UNEVEN, "--max_steps", "50", *flags),
+        job(f"{mode}_muon", "--optimizer", "muon", "--max_steps", "12", *flags, float32_muon=True),
+        job(f"{mode}_whole", *with_dropout(*flags)),
+        job(f"{mode}_cut", *with_dropout(*flags), **resumed, fault=["stop", 7, 1]),
+        job(f"{mode}_rest", *with_dropout(*flags), "--resume", **resumed),
+    ]
+
+
+LORA = ("--init_from", "one.pth", "--data_path", "labels.csv", "--trainable", "lora")
+LONGER = ("--optimizer", "muon", "--max_steps", "14", "--resume")
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory, corpus_text) -> Jobs:
+    """做完大部分任务：一个进程的、两个进程的，再是改变进程数的。"""
+    folder = tmp_path_factory.mktemp("jobs")
+    (folder / "corpus.txt").write_text(corpus_text, encoding="utf-8")
+    (folder / "other.txt").write_text(corpus_text[::-1], encoding="utf-8")
+    training = {"max_steps": 12, "batch_size": 6, "accumulation_steps": 2, "learning_rate": 0.003, "eval_freq": 4}
+    write_config(folder, drop_rate=0.2, training={**training, "epochs": 9}).rename(folder / "dropout.json")
+    write_config(folder, training={**training, "epochs": 9})
+    labels = "".join(f"{'好' if i % 3 else '坏'},第{i}句{'长' * (i % 5)}\n" for i in range(40))
+    (folder / "labels.csv").write_text("label,text\n" + labels, encoding="utf-8")
+    talks = [{"instruction": f"{i}", "output": "好" * (1 + i % 3)} for i in range(40)]
+    (folder / "talks.json").write_text(json.dumps(talks, ensure_ascii=False), encoding="utf-8")
+    jobs = Jobs(folder)
+    one = [job("one", *UNEVEN, "--max_steps", "50"), *tuning_jobs("one")]
+    one.append(job("one_muon", "--optimizer", "muon", "--max_steps", "12", float32_muon=True))
+    two = [*parallel_jobs("ddp"), *parallel_jobs("fsdp"), *tuning_jobs("ddp", "--parallel", "ddp")]
+    two += tuning_jobs("fsdp", "--parallel", "fsdp")
+    two += [
+        job("refused", *LONGER, "--parallel", "fsdp", model="one_muon"),
+        job("changed", *LONGER, "--parallel", "fsdp", "--allow_process_change", model="one_muon"),
+        job("other_rate", "--max_steps", "2", own={"1": ["--learning_rate", "0.5"]}),
+        job("other_corpus", "--max_steps", "2", own={"1": ["--data_path", "other.txt"]}),
+        job("lora", *LORA, "--parallel", "fsdp", program="finetune_classifier"),
+    ]
+    for count, part in ((1, one), (2, two)):
+        result = jobs.run(count, part)
+        assert result.returncode == 0, result.stderr[-3000:]
+    (folder / "output.txt").write_text(result.stdout, encoding="utf-8")
+    (folder / "errors.txt").write_text(result.stderr, encoding="utf-8")
+    return jobs
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_losses_of_two_processes_are_those_of_one(jobs, mode):
+    ours, one = jobs.outcome(mode), jobs.outcome("one")
+    assert len(one.losses) == 50
+    assert ours.losses == pytest.approx(one.losses, abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_every_sample_is_used_once_in_the_same_step(jobs, mode):
+    ours, one = jobs.outcome(mode), jobs.outcome("one")
+    assert [sorted(step) for step in ours.samples] == [sorted(step) for step in one.samples]
+    assert len({len(step) for step in one.samples}) > 1  # 一轮的最后一次更新样本少些
+    assert [row["tokens"] for row in jobs.log(mode)] == [row["tokens"] for row in jobs.log("one")]
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_evaluation_of_the_same_weights_is_exactly_equal(jobs, mode):
+    for name in ("train_loss", "validate_loss"):
+        assert jobs.log(mode)[0][name] == jobs.log("one")[0][name]  # 第 0 步，权重一位不差
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_muon_of_two_processes_is_that_of_one(jobs, mode):
+    assert jobs.outcome(f"{mode}_muon").losses == pytest.approx(jobs.outcome("one_muon").losses, abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+@pytest.mark.parametrize("task", ["classifier", "instruction"])
+def test_fine_tuning_of_two_processes_is_that_of_one(jobs, mode, task):
+    ours, one = jobs.outcome(f"{mode}_{task}"), jobs.outcome(f"one_{task}")
+    assert len(one.losses) == 6 and ours.losses == pytest.approx(one.losses, abs=1e-6)
+    accuracies = [[row["validate_accuracy"] for row in jobs.log(f"{who}_{task}")] for who in (mode, "one")]
+    assert accuracies[0] == accuracies[1]
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_model_file_is_the_same_plain_file(jobs, mode):
+    ours, one = (torch.load(jobs.folder / f"{name}.pth", weights_only=True) for name in (mode, "one"))
+    assert list(ours) == list(one) and ours["_extra_state"]["config"] == one["_extra_state"]["config"]
+    for name in one.keys() - {"_extra_state"}:
+        assert type(ours[name]) is torch.Tensor and ours[name].dtype == one[name].dtype
+        torch.testing.assert_close(ours[name], one[name], atol=1e-4, rtol=0)
+    assert ours["out_head.weight"].data_ptr() == ours["tok_emb.weight"].data_ptr()
+    sizes = [(jobs.folder / f"{name}.pth").stat().st_size for name in (mode, "one")]
+    assert abs(sizes[0] - sizes[1]) < 200  # 差在验证损失写成几位
+    read_model_file(jobs.folder / f"{mode}.pth")
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_signal_to_one_process_saves_everywhere_and_resuming_is_bit_for_bit(jobs, mode):
+    whole, cut, rest = (jobs.outcome(f"{mode}_{part}") for part in ("whole", "cut", "rest"))
+    assert len(cut.losses) == 7 and len(whole.losses) == 12
+    assert [loss.hex() for loss in whole.losses] == [loss.hex() for loss in cut.losses + rest.losses]
+    one, other = (torch.load(jobs.folder / f"{mode}_{name}.pth", weights_only=True) for name in ("whole", "resumed"))
+    assert all(torch.equal(one[name], other[name]) for name in one.keys() - {"_extra_state"})
+    assert "已在第 7 步保存" in (jobs.folder / "errors.txt").read_text(encoding="utf-8")
+
+
+def test_dropout_differs_between_processes(jobs):
+    assert jobs.outcome("ddp_whole").losses != pytest.approx(jobs.outcome("one").losses[:12], abs=1e-3)
+
+
+def test_other_way_of_working_together_needs_a_flag(jobs):
+    refused, changed = jobs.outcome("refused"), jobs.outcome("changed")
+    assert refused.losses == [] and len(set(refused.ends)) == 1
+    assert "是 一个进程训练的，现在是 2 个进程（fsdp）" in refused.ends[0]
+    assert "--allow_process_change" in refused.ends[0]
+    assert len(changed.losses) == 2 and changed.ends == ["done", "done"]
+    assert "从这里起不再逐位相同" in (jobs.folder / "errors.txt").read_text(encoding="utf-8")
+
+
+def test_checkpoint_of_two_processes_continues_in_one(jobs):
+    alone = job("alone", "--optimizer", "muon", "--max_steps", "16", "--resume", model="fsdp_muon")
+    alone["arguments"].append("--allow_process_change")
+    result = jobs.run(1, [alone])
+    assert "改为 一个进程" in result.stderr and len(jobs.outcome("alone").losses) == 4
+
+
+def test_processes_that_disagree_stop_before_the_first_step(jobs):
+    rate, corpus = jobs.outcome("other_rate"), jobs.outcome("other_corpus")
+    assert rate.losses == corpus.losses == []
+    for outcome, subject in ((rate, "learning_rate"), (corpus, "语料")):
+        assert len(set(outcome.ends)) == 1 and f"错误：{subject}：各个进程不一致" in outcome.ends[0]
+    assert "进程 0（" in rate.ends[0] and "是 0.003" in rate.ends[0] and "进程 1（" in rate.ends[0]
+    assert "是 0.5" in rate.ends[0]
+    assert not (jobs.folder / "other_rate.pth").exists()
+
+
+def test_lora_with_fsdp_is_refused(jobs):
+    assert set(jobs.outcome("lora").ends) == {
+        "错误：--parallel：fsdp 不能与 --trainable lora 同用。用 --parallel ddp。"
+    }
+
+
+def test_only_one_process_talks_and_writes(jobs):
+    lines = (jobs.folder / "output.txt").read_text(encoding="utf-8").splitlines()
+    assert sum(line.startswith("Ep 1 (Step 000000)") for line in lines) == 12  # 训练了几次就有几行
+    folder = checkpoint_folder(jobs.folder / "fsdp.pth")
+    assert [path.name for path in folder.iterdir()] == [path.name for path in list_checkpoints(folder)]
+    assert not list(jobs.folder.rglob("*.tmp"))
+
+
+def test_four_processes_are_exact_too(jobs):
+    result = jobs.run(4, [job("four", *UNEVEN, "--max_steps", "12", "--parallel", "fsdp")])
+    assert result.returncode == 0, result.stderr[-3000:]
+    ours, one = jobs.outcome("four"), jobs.outcome("one")
+    assert ours.samples[0] == one.samples[0] and len(ours.losses) == 12
+    # 学习率随总步数衰减，第一步之后就与 50 步的不同
+    assert ours.losses[0] == pytest.approx(one.losses[0], abs=1e-6)
+
+
+def test_killed_process_is_named_and_the_restart_resumes_by_itself(jobs):
+    arguments = with_dropout("--parallel", "ddp", "--save_every", "3")
+    killed = job("killed", *arguments, fault=["kill", 8, 1], as_program=True)
+    result = jobs.run(2, [killed], "--max_restarts", "1")
+    named = [line for line in result.stderr.splitlines() if line.startswith("错误：")]
+    assert len(named) == 1 and named[0].startswith("错误：进程 1（") and "没有消息了" in named[0]
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "从第 6 步继续" in result.stdout
+    one, other = (torch.load(jobs.folder / f"{name}.pth", weights_only=True) for name in ("ddp_whole", "killed"))
+    assert all(torch.equal(one[name], other[name]) for name in one.keys() - {"_extra_state"})
+
+
+def test_process_that_hangs_is_named_and_ends_the_job(jobs):
+    hung = job("hung", "--parallel", "ddp", "--patience", "2", fault=["hang", 5, 1], as_program=True)
+    result = jobs.run(2, [hung])
+    named = [line for line in result.stderr.splitlines() if line.startswith("错误：")]
+    assert result.returncode != 0 and len(named) == 1
+    assert named[0].startswith("错误：进程 1（") and "停在" in named[0]
+
+
+def test_busy_port_is_named(tmp_path, corpus_text):
+    (tmp_path / "corpus.txt").write_text(corpus_text, encoding="utf-8")
+    config = write_config(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        env = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        result = subprocess.run(
+            [sys.executable, ROOT / "pretrain.py", "--config", config, "--data_path", "corpus.txt"],
+            cwd=tmp_path,
+            env={**os.environ, **env, "PYTHONIOENCODING": "utf-8"},
+            capture_output=True,
+            encoding="utf-8",
+            timeout=120,
+        )
+    assert result.returncode == 2
+    assert f"错误：127.0.0.1:{port}：端口已被占用" in result.stderr

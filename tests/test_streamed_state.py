@@ -1,0 +1,34 @@
+"""utils/streamed_state.py：一个参数一个参数写出的文件，与 torch.save 写的一个字节也不差。"""
+
+import torch
+
+from conftest import tiny_config
+from model.language_model import LanguageModel
+from utils.checkpoint import read_model_file, save_model
+from utils.streamed_state import save_streamed
+
+
+def test_streamed_file_is_the_file_torch_writes(tmp_path):
+    for changes in ({}, {"tie_weights": False, "position": "rope"}):
+        model = LanguageModel(tiny_config(**changes))
+        model.tokenizer_state = {"type": "gpt2"}
+        save_model(tmp_path / "whole.pth", model)
+        save_streamed(tmp_path / "streamed.pth", model.plain_state_dict())
+        assert (tmp_path / "streamed.pth").read_bytes() == (tmp_path / "whole.pth").read_bytes()
+        read_model_file(tmp_path / "streamed.pth")
+
+
+def test_failure_halfway_leaves_the_old_file(tmp_path):
+    path = tmp_path / "m.pth"
+    path.write_bytes(b"old")
+
+    class Broken(torch.Tensor):
+        def cpu(self):
+            raise KeyboardInterrupt
+
+    state = {"a": torch.ones(3), "b": torch.ones(3).as_subclass(Broken)}
+    try:
+        save_streamed(path, state)
+    except KeyboardInterrupt:
+        pass
+    assert path.read_bytes() == b"old" and [item.name for item in tmp_path.iterdir()] == ["m.pth"]
