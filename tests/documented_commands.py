@@ -17,7 +17,8 @@ TYPED = re.compile(r"(?:\$ |(?=\.venv/bin/))(.+)")  # 输出里照抄的命令�
 SCRIPT = re.compile(r"新建文件 `(?P<path>[^`]+)`，写入：\n\n```python3\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 WRITE = "写入"
 # 行内代码以它们开头、后面还有字，才是命令；单独的 `generate.py` 是文件名
-STARTERS = re.compile(r"(?:[\w./]+\.py|python3?|py|pip|make|git|uv|ruff|echo|source|cd|apt-get|(?:\.venv/bin/\w+)) .")
+TOOLS = "python3?|py|pip|make|git|uv|ruff|echo|source|cd|apt-get|torchrun|srun|sudo"
+STARTERS = re.compile(rf"(?:[\w./]+\.py|{TOOLS}|(?:\.venv/bin/\w+)) .")
 SEPARATORS = {"|", "&&", ";"}
 
 
@@ -52,9 +53,7 @@ def written_lines(text: str) -> list[tuple[int, str]]:
         start = text.count("\n", 0, fence.start("body")) + 1
         prose = prose.replace(fence[0], "\n" * fence[0].count("\n"))
         is_shell = fence["language"] in SHELLS
-        # 行末的 \ 把两行接成一行；补一个空行，后面的行号才不变
-        body = re.sub(r"\\\n(.*\n)", r"\1\n", fence["body"])
-        for number, line in enumerate(body.splitlines(), start):
+        for number, line in enumerate(joined_lines(fence["body"]), start):
             command, _, comment = line.partition("#")
             if is_shell and line.strip():
                 found += [(number, part) for part in [command.strip(), *IN_COMMENT.findall(comment.strip())] if part]
@@ -63,6 +62,15 @@ def written_lines(text: str) -> list[tuple[int, str]]:
     for number, line in enumerate(prose.splitlines(), 1):
         found += [(number, code) for code in INLINE.findall(line) if STARTERS.match(code)]
     return found
+
+
+def joined_lines(body: str) -> list[str]:
+    """行末有 \\ 的与下一行接成一行；接走的行空着，后面的行号才不变。"""
+    lines = body.splitlines()
+    for index in range(len(lines) - 2, -1, -1):
+        if lines[index].endswith("\\"):
+            lines[index], lines[index + 1] = lines[index][:-1] + lines[index + 1], ""
+    return lines
 
 
 def makefile_lines(text: str) -> list[tuple[int, str]]:

@@ -8,6 +8,8 @@
 - --compile 要 C++ 编译器和几十秒：只看它编译了一个模型；编译之后的训练在 test_cuda.py 里测。
 - compare.py 让 pretrain.py 在自己的进程里训练：改在这个进程里，省下载入 torch 的时间。
 - 文档里让读者新建的小程序要练好的模型，或十几秒：只编译，导入它要的东西。
+- torchrun：它的参数由它自己读一遍，程序在一个进程里运行；几个进程的在 test_distributed.py 里测。
+- benchmarks 里要几个进程、要 root 的演示：只读一遍参数。
 - verify.py：一个模块的检查只做一遍，几条命令共用。
 - pytest 不在测试里再运行；pip、uv、venv、git、ruff、apt-get 会改动环境：只看提到的文件、包在不在。
 """
@@ -20,6 +22,7 @@ import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import BinaryIO
@@ -27,6 +30,7 @@ from typing import BinaryIO
 import pytest
 import torch
 from documented_commands import WRITE, Command, commands_of
+from torch.distributed.run import get_args_parser
 
 from checks import runner
 from conftest import ROOT
@@ -37,7 +41,11 @@ PROGRAMS = {
     "data/download.py": "data.download",
     "benchmarks/run.py": "benchmarks.run",
     "tests/soak.py": "soak",
+    "benchmarks/two_machines.py": "benchmarks.two_machines",
+    "benchmarks/sharded_memory.py": "benchmarks.sharded_memory",
 }
+DEMONSTRATIONS = ("benchmarks.two_machines", "benchmarks.sharded_memory")
+ONLY_TOGETHER = {"--parallel": 1, "--allow_process_change": 0}  # {几个进程才能用的参数: 后面几个取值}
 TRAINING = ("pretrain", "finetune_classifier", "finetune_instruction")
 OUTPUT_FLAGS = {"pretrain": "--model_path", "export_hf": "--output", **dict.fromkeys(TRAINING[1:], "--output_path")}
 INPUT_FLAGS = ("--model_path", "--init_from", "--adapter_path")
@@ -66,6 +74,11 @@ class Reader:
         name = command.words[0]
         if is_python(command):
             self.run_python(command, *plain_words(command))
+        elif name in ("srun", "sudo"):
+            self.follow(replace(command, words=command.words[1:]))
+        elif name == "torchrun":
+            options = get_args_parser().parse_args(list(command.words[1:]))
+            self.run_python(command, options.training_script, *options.training_script_args)
         elif name in CHECKS:
             CHECKS[name](command)
         else:
@@ -101,6 +114,8 @@ class Reader:
             return
         if "--resume" in arguments:
             self.run_program(command, module_name, [word for word in arguments if word != "--resume"])
+        if module_name in DEMONSTRATIONS:
+            return
         self.make_inputs(command, module_name, arguments)
         self.type(module.__file__, smaller(module_name, arguments), command.stdin)
         self.compiled = []
@@ -127,22 +142,22 @@ class Reader:
     def substituted(self, module: ModuleType):
         """开头列出的各种做法。"""
         with self.monkeypatch.context() as context:
-            replace = context.setattr
-            replace("utils.memory.keep_freed_memory", lambda: None)  # 它会一直管到别的测试
-            replace("utils.comparison.running", self.train_here)
-            replace("utils.comparison.EVALUATIONS", 2)
-            replace("checks.runner.run_checks", check_once)
-            replace(torch.nn.Module, "compile", lambda model: self.compiled.append(model))
-            replace(sys, "path", [*sys.path])  # 有的程序会添上项目的根目录
+            substitute = context.setattr
+            substitute("utils.memory.keep_freed_memory", lambda: None)  # 它会一直管到别的测试
+            substitute("utils.comparison.running", self.train_here)
+            substitute("utils.comparison.EVALUATIONS", 2)
+            substitute("checks.runner.run_checks", check_once)
+            substitute(torch.nn.Module, "compile", lambda model: self.compiled.append(model))
+            substitute(sys, "path", [*sys.path])  # 有的程序会添上项目的根目录
             context.setenv("OMP_NUM_THREADS", "1")
             if module.__name__ == "data.download":
-                replace(module, "DATA_DIR", self.folder / "data")
-                replace(module, "download", lambda dataset, url, target, timeout: None)
+                substitute(module, "DATA_DIR", self.folder / "data")
+                substitute(module, "download", lambda dataset, url, target, timeout: None)
             elif module.__name__ == "benchmarks.run":
                 for section in module.SECTIONS.values():
-                    replace(f"{section.module}.run", lambda args: "量过了")
+                    substitute(f"{section.module}.run", lambda args: "量过了")
             elif module.__name__ == "soak":
-                replace(module, "measures", pretend(module.measures()))
+                substitute(module, "measures", pretend(module.measures()))
             yield
 
     @contextlib.contextmanager
@@ -161,7 +176,11 @@ class Reader:
 
 
 def smaller(module_name: str, arguments: list[str]) -> list[str]:
-    """同样的参数，步数、时间、个数换成很小的；没有写的添上。"""
+    """同样的参数，步数、时间、个数换成很小的，没有写的添上；几个进程才能用的去掉。"""
+    for flag, count in ONLY_TOGETHER.items():
+        if flag in arguments:
+            index = arguments.index(flag)
+            arguments = arguments[:index] + arguments[index + 1 + count :]
     pairs = zip(["", *arguments], arguments, strict=False)
     arguments = [SMALLER.get(flag, word) for flag, word in pairs]
     if module_name in TRAINING and "--max_steps" not in arguments:

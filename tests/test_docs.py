@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import pytest
 from documented_commands import FENCE, INLINE, PAGES, SCRIPT, SHELLS
 from reader import PROGRAMS
+from torch.distributed.run import get_args_parser
 
 from conftest import ROOT
 
@@ -147,8 +148,9 @@ def is_quoted(quote: str) -> bool:
 
 @pytest.fixture(scope="module")
 def flags() -> set[str]:
-    """全部程序的 --help 里的参数。"""
-    text = io.StringIO()
+    """全部程序和 torchrun 的 --help 里的参数。"""
+    text = io.StringIO(get_args_parser().format_help())
+    text.seek(0, io.SEEK_END)
     with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(text):
         for module in map(importlib.import_module, PROGRAMS.values()):
             monkeypatch.setattr(sys, "argv", [module.__name__, "--help"])
