@@ -15,7 +15,7 @@ demo: .venv/runtime-installed
 	$(BIN)/python generate.py --model_path model.pth --prompt 悟空笑道： --max_new_tokens 120 --temperature 0.8 --top_k 50
 
 test: .venv/development-installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check-model: .venv/runtime-installed
 	$(BIN)/python verify.py $(MODULES)

@@ -19,8 +19,8 @@ def parse_args() -> argparse.Namespace:
     parser = cli.ArgumentParser("与指令微调过的模型对话，记得前几轮；给出 --instruction 就只答一次。")
     add = parser.add_argument
     add("--model_path", type=cli.file_path, default="assistant.pth", help="会答话的模型（默认 %(default)s）")
-    add("--instruction", type=cli.plain_text, help="只答这一条指令（默认进入对话）")
-    add("--input", type=cli.plain_text, help="指令要处理的内容，与 --instruction 同用（默认没有）")
+    add("--instruction", type=cli.visible_text, help="只答这一条指令（默认进入对话）")
+    add("--input", type=str.strip, default="", help="指令要处理的内容，与 --instruction 同用（默认没有）")
     add("--max_new_tokens", type=cli.positive_int, default=200, help="一次最多答几个 token（默认 %(default)s）")
     add("--temperature", type=cli.non_negative_float, default=0.0, help="0 取最可能的，越大越随机（默认 %(default)s）")
     add("--top_k", type=cli.positive_int, help="只从最可能的 k 个 token 里抽（默认不限）")
@@ -53,7 +53,7 @@ def main() -> None:
         turns[-1] = Turn(question, "".join(pieces) or "…")
 
     if args.instruction:
-        answer(join_question(args.instruction, args.input or ""))
+        answer(join_question(args.instruction, args.input))
     else:
         talk(answer)
 

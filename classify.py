@@ -18,7 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser = cli.ArgumentParser("判断文字的标签；不给 --text 时进入对话，从管道来的一行一条。")
     add = parser.add_argument
     add("--model_path", type=cli.file_path, default="classifier.pth", help="分类模型（默认 %(default)s）")
-    add("--text", type=cli.plain_text, help="要判断的文字（默认进入对话）")
+    add("--text", type=cli.visible_text, help="要判断的文字（默认进入对话）")
     add("--adapter_path", type=cli.file_path, help="LoRA 适配器，加到 --model_path 的模型上（默认没有）")
     add("--device", type=cli.device_name, default="auto", help=f"{cli.DEVICES}（默认 %(default)s）")
     return parser.parse_args()
@@ -66,12 +66,17 @@ def load_with_adapter(args: argparse.Namespace):
     from model.classifier import Classifier
     from model.language_model import LanguageModel
     from utils.adapter import apply_adapter, read_adapter
-    from utils.model_loading import load_model, open_language_model
+    from utils.hugging_face import open_weights_file
+    from utils.model_loading import load_model
 
     adapter = read_adapter(args.adapter_path)
+    file = open_weights_file(args.model_path)
+    if file.labels is not None:
+        reason = "已经是分类模型，不用再加适配器"
+        raise UserError(args.model_path, reason, "去掉 --adapter_path，或用 --model_path 给出微调时开始的那个模型。")
     if not adapter.labels:
         raise UserError(adapter.path, "不是分类模型的适配器", "先用 finetune_classifier.py --trainable lora 微调。")
-    base, tokenizer = load_model(open_language_model(args.model_path), ModelConfig.from_dict, LanguageModel)
+    base, tokenizer = load_model(file, ModelConfig.from_dict, LanguageModel)
     model = Classifier.from_language_model(base, adapter.labels)
     apply_adapter(model, adapter)
     return model, tokenizer

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from model.config import ModelConfig, count_training_flops
 from utils import cli
 from utils.console import hint, say
+from utils.documents import Source, open_source
 from utils.errors import RunError, Terminated, UserError, run_program
 from utils.file_lock import output_lock
 from utils.files import check_output_path
-from utils.text_file import TextFile
 from utils.variations import Variation, check_names, expand, label_header, parse_assignment, parse_choice
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     budget("--minutes", type=cli.positive_float, help=f"每次训练整个命令用几分钟（默认 {DEFAULT_MINUTES:g}）")
     budget("--flops", type=cli.positive_float, help="每次训练做多少次浮点运算，如 4e12（默认按时间）")
     add("--seeds", type=cli.positive_int, default=1, help="每种配置用几个种子各练一次（默认 %(default)s）")
-    add("--data_path", type=cli.file_path, default="data/西游记.txt", help="语料，一个文本文件（默认 %(default)s）")
+    add("--data_path", type=cli.file_path, default="data/西游记.txt", help="语料，一个文件或文件夹（默认 %(default)s）")
     add("--encoding", type=cli.text_encoding, default="utf-8", help="语料的编码（默认 %(default)s）")
     add("--output_dir", type=cli.file_path, default="compare", help="结果写进哪个文件夹（默认 %(default)s）")
     add("--resume", action="store_true", help="接着上次的做：算好的不再算，中断的接着练（默认重新比较）")
@@ -55,11 +55,11 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     variations = read_variations(args)
-    source = TextFile.scan(args.data_path, args.encoding)
+    source = open_source([args.data_path], args.encoding)
     summary = args.output_dir / "compare.json"
     if summary.exists() and not args.resume:
         raise UserError(args.output_dir, "里面已有一次比较", "加 --resume 接着做，或换一个 --output_dir。")
-    check_output_path(summary, (*args.configs, args.data_path))
+    check_output_path(summary, (*args.configs, *source.paths))
     with output_lock(summary):
         # torch 要一两秒才能载入；放到检查之后，写错的参数立刻有回应
         compare(args, variations, source)
@@ -71,7 +71,7 @@ def read_variations(args: argparse.Namespace) -> list[Variation]:
     return expand(args.configs, args.set, args.vary, ModelConfig.from_dict)
 
 
-def compare(args: argparse.Namespace, variations: list[Variation], source: TextFile) -> None:
+def compare(args: argparse.Namespace, variations: list[Variation], source: Source) -> None:
     """全部检查、试跑之后才开始训练。"""
     from utils.comparison import EqualBudget, Run
     from utils.report_comparison import UNITS, Report, Row
@@ -118,7 +118,7 @@ def train_all(runs: list[tuple], report: "Report", folder: Path) -> None:
         report.write(folder)
 
 
-def make_plan(variation: Variation, budget: "EqualBudget", source: TextFile) -> "Plan":
+def make_plan(variation: Variation, budget: "EqualBudget", source: Source) -> "Plan":
     """检查语料、词表、内存，走几步看要多久。"""
     from model.language_model import LanguageModel
     from utils import device as devices
@@ -130,7 +130,7 @@ def make_plan(variation: Variation, budget: "EqualBudget", source: TextFile) -> 
 
     cfg, settings = variation.config.model, variation.settings
     max_steps = count_steps(variation, count_training_flops(cfg), budget)
-    corpus = Corpus.from_file(source, variation.config.tokenizer)
+    corpus = Corpus.open(source, variation.config.tokenizer)
     corpus.check_vocab_size(cfg.vocab_size, variation.config.path)
     loaders = corpus.create_loaders(cfg.context_length, settings)
     device = devices.choose_device(settings.device)

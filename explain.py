@@ -69,6 +69,8 @@ def explain(model, tokenizer, args: argparse.Namespace) -> dict:
     notes = []
     prompt = tokenizer.encode(args.prompt)
     shown = keep_last(prompt, min(MAX_PROMPT_TOKENS, model.cfg.context_length), "开头", notes)
+    if len(shown) < min(len(prompt), model.cfg.context_length):
+        notes.append("generate.py 会把开头读得更长，它的概率与这里的不同")
     text = prompt + tokenizer.encode(args.continuation) if args.continuation else prompt
     counted = keep_last(text, min(MAX_LOSS_TOKENS, model.cfg.context_length), "计算损失的文字", notes)
     num_context = max(1, len(counted) - (len(text) - len(prompt))) if args.continuation else 1
@@ -88,7 +90,16 @@ def explain(model, tokenizer, args: argparse.Namespace) -> dict:
     for note in notes:
         print(f"提示：{note}", file=sys.stderr)
     about = {"title": args.prompt[:40], "model_path": str(args.model_path), "prompt": args.prompt, "notes": notes}
+    about["command"] = same_generation(args)
     return {**about, "has_continuation": bool(args.continuation), **data}
+
+
+def same_generation(args: argparse.Namespace) -> str:
+    """generate.py 照样续写的命令，抽样的参数由网页的滑块接在后面。"""
+    files = ["--model_path", str(args.model_path), *(["--config", str(args.config)] if args.config else [])]
+    prompt = [f"--prompt={args.prompt}"] if args.prompt.startswith("-") else ["--prompt", args.prompt]
+    numbers = ["--max_new_tokens", str(args.max_new_tokens), "--seed", str(args.seed)]
+    return cli.command_line(["generate.py", *files, *prompt, *numbers])
 
 
 def keep_last(token_ids: list[int], limit: int, name: str, notes: list[str]) -> list[int]:

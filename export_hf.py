@@ -69,7 +69,7 @@ def build_files(model, tokenizer) -> dict[str, Write]:
     texts = {
         **tokenizer_files(tokenizer, model.cfg.context_length),
         GENERATION_CONFIG_NAME: dump(to_generation_settings(config, end_of_text_id)),
-        CONFIG_NAME: dump(to_settings(config, end_of_text_id)),
+        CONFIG_NAME: dump(to_settings(config, end_of_text_id, model.template)),
     }
     tensors = to_hugging_face(model.state_dict(), config)
     writes = {SAFETENSORS_NAME: partial(write_safetensors, tensors=tensors)}

@@ -51,8 +51,8 @@ def main() -> None:
 def train(args: argparse.Namespace, settings: TrainingSettings, records: list[LabeledText], started: float) -> None:
     from model.lora import merge_lora
     from utils import classification, report_classifier
-    from utils.fine_tuning import fixed_arguments
-    from utils.labeled_text import digest_of, split_records
+    from utils.fine_tuning import digest_of, fixed_details
+    from utils.labeled_text import split_records
     from utils.training_memory import TrainingMemory
     from utils.training_program import TrainingProgram
 
@@ -60,6 +60,7 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
     data_digest = digest_of(records)
     program.agree_on(数据=data_digest, 起点=fingerprint(args.model_path))
     model, tokenizer = build_classifier(args, settings.seed, records, program.place)
+    details = {**fixed_details(model, args), "balance": args.balance, "标签": "、".join(model.labels)}
     split = split_records(records, settings.seed)
     datasets = classification.build_datasets(split, model.labels, tokenizer, model.cfg.context_length)
     loaders = classification.create_loaders(datasets, settings, tokenizer.end_of_text_id, args.balance)
@@ -70,7 +71,6 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
     )
     report_classifier.print_start(trainer, split, datasets, args, program.dtype)
     story = report_classifier.tell_story(trainer, split, tokenizer, args)
-    details = {**fixed_arguments(args), "balance": args.balance}
     files = program.train_to_file(trainer, args.output_path, data_digest, story, details)
     if files:
         merge_lora(model)
@@ -83,7 +83,9 @@ def build_classifier(args: argparse.Namespace, seed: int, records: list[LabeledT
 
     from model.classifier import Classifier
     from model.language_model import LanguageModel
-    from utils.fine_tuning import choose_trainable
+    from model.lora import LoRAConfig
+    from model.trainable import set_trainable
+    from utils.fine_tuning import check_lora_rank
     from utils.labeled_text import labels_of
     from utils.model_loading import load_to_train
 
@@ -93,7 +95,8 @@ def build_classifier(args: argparse.Namespace, seed: int, records: list[LabeledT
     )
     torch.manual_seed(seed)
     model = place(Classifier.from_language_model(body, labels_of(records)))
-    choose_trainable(model, args)
+    check_lora_rank(args, model.cfg)
+    set_trainable(model, args.trainable, LoRAConfig(args.lora_rank, args.lora_alpha, args.lora_projections))
     return model, tokenizer
 
 

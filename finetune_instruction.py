@@ -52,8 +52,7 @@ def main() -> None:
 def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Conversation], started: float) -> None:
     from model.lora import merge_lora
     from utils import instruction_tuning, report_instruction
-    from utils.fine_tuning import fixed_arguments
-    from utils.instruction_data import digest_of
+    from utils.fine_tuning import digest_of, fixed_details
     from utils.training_memory import TrainingMemory
     from utils.training_program import TrainingProgram
 
@@ -61,6 +60,7 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Co
     data_digest = digest_of(records)
     program.agree_on(数据=data_digest, 起点=fingerprint(args.model_path))
     model, tokenizer = build_assistant(args, settings.seed, records, program.place)
+    details = {**fixed_details(model, args), "template": model.template}
     parts = build_datasets(args, settings.seed, records, model, tokenizer)
     loaders = instruction_tuning.create_loaders(*parts, settings, tokenizer.end_of_text_id)
     program.check_memory(TrainingMemory.of_model(model, parts, settings, program.device))
@@ -68,7 +68,6 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Co
     report_instruction.print_start(trainer, parts, args, program.dtype)
     before = {} if args.dry_run else instruction_tuning.measure_exact_match(model, loaders[1], trainer.precision)
     story = report_instruction.tell_story(trainer, parts, tokenizer, args)
-    details = {**fixed_arguments(args), "template": model.template}
     files = program.train_to_file(trainer, args.output_path, data_digest, story, details)
     if files:
         merge_lora(model)
@@ -80,14 +79,18 @@ def build_assistant(args: argparse.Namespace, seed: int, records: list[Conversat
     import torch
 
     from model.language_model import LanguageModel
-    from utils.fine_tuning import choose_trainable
+    from model.lora import LoRAConfig
+    from model.trainable import set_trainable
+    from utils.fine_tuning import check_lora_rank
     from utils.model_loading import load_to_train
 
     model, tokenizer = load_to_train(args.model_path, ModelConfig.from_dict, LanguageModel)
     questions = [record.turns[0].question for record in records]
     model.template = choose_template(questions) if args.template == "auto" else args.template
     torch.manual_seed(seed)
-    choose_trainable(place(model), args)
+    check_lora_rank(args, model.cfg)
+    lora = LoRAConfig(args.lora_rank, args.lora_alpha, args.lora_projections)
+    set_trainable(place(model), args.trainable, lora)
     return model, tokenizer
 
 

@@ -1,4 +1,4 @@
-"""预训练：读一个文本文件，从随机权重开始训练语言模型。
+"""预训练：读文本文件，从随机权重开始训练语言模型。
 
 python pretrain.py --config configs/gpt2_config_124M.json --data_path data/西游记.txt --model_path model.pth
 """
@@ -12,21 +12,23 @@ from model.config import ModelConfig, count_parameters
 from utils import cli
 from utils.checkpoint_files import checkpoint_folder
 from utils.config_file import ConfigFile, read_config
+from utils.documents import Source, open_source
 from utils.errors import run_program
 from utils.settings import TrainingSettings, add_training_arguments
-from utils.text_file import TextFile
 from utils.training_output import claim_output
 from utils.weights_file import check_weights_file, fingerprint
 
 DEFAULT_CONFIG = Path("configs/gpt2_config_124M.json")
+DEFAULT_DATA = Path("data/西游记.txt")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = cli.ArgumentParser("在一个文本文件上预训练语言模型。训练设置的默认值可由配置文件的 training 一节改变。")
+    parser = cli.ArgumentParser("在文本上预训练语言模型。训练设置的默认值可由配置文件的 training 一节改变。")
     add = parser.add_argument
     add("--config", type=cli.file_path, help=f"模型配置（默认 {DEFAULT_CONFIG}；有 --init_from 时默认用它的结构）")
     add("--init_from", type=cli.file_path, help="从它的权重接着练：model.pth，或 Hugging Face 的 GPT-2（默认随机权重）")
-    add("--data_path", type=cli.file_path, default="data/西游记.txt", help="语料，一个文本文件（默认 %(default)s）")
+    data = "语料：文本文件、JSONL、它们的 .gz，或文件夹；可以有几个"
+    add("--data_path", type=cli.file_path, nargs="+", default=[DEFAULT_DATA], help=f"{data}（默认 {DEFAULT_DATA}）")
     add("--model_path", type=cli.file_path, default="model.pth", help="权重保存到哪里（默认 %(default)s）")
     add("--encoding", type=cli.text_encoding, default="utf-8", help="语料的编码（默认 %(default)s）")
     add_training_arguments(parser)
@@ -41,8 +43,8 @@ def main() -> None:
     else:
         config = read_config(args.config or DEFAULT_CONFIG, ModelConfig.from_dict)
     settings = TrainingSettings.from_sources(config.training, args, config.path)
-    source = TextFile.scan(args.data_path, args.encoding)
-    inputs = (config.path, args.data_path)
+    source = open_source(args.data_path, args.encoding)
+    inputs = (config.path, *source.paths)
     if args.init_from:
         inputs += (check_weights_file(args.init_from, advice="--init_from 应指向一个模型文件或文件夹。"),)
     with claim_output(args, args.model_path, inputs):
@@ -51,7 +53,7 @@ def main() -> None:
 
 
 def train(
-    args: argparse.Namespace, config: ConfigFile, settings: TrainingSettings, source: TextFile, started: float
+    args: argparse.Namespace, config: ConfigFile, settings: TrainingSettings, source: Source, started: float
 ) -> None:
     import torch
 
@@ -63,8 +65,7 @@ def train(
     program = TrainingProgram(args, settings, started)
     model, config = load_start(args, config)
     cfg = config.model
-    data_digest = f"{source.digest} {source.encoding}"
-    program.agree_on(**cfg.to_dict(), 语料=data_digest, 初始权重=fingerprint(args.init_from))
+    program.agree_on(**cfg.to_dict(), 语料=f"{source.digest} {source.encoding}", 初始权重=fingerprint(args.init_from))
     corpus = distributed.in_turns("corpus", lambda: read_corpus(args, config, source))
     loaders = corpus.create_loaders(cfg.context_length, settings)
     if args.dry_run:
@@ -76,20 +77,20 @@ def train(
     model.tokenizer_state = corpus.tokenizer.state()
     trainer = program.build_trainer(model, loaders)
     report.print_start(trainer, corpus, config.path, program.dtype)
-    story = report.tell_story(trainer, corpus, source)
-    files = program.train_to_file(trainer, args.model_path, data_digest, story, details={})
+    story = report.tell_story(trainer, corpus, source.encoding)
+    files = program.train_to_file(trainer, args.model_path, source.fingerprint, story, details={})
     if files:
         report.print_result(trainer, corpus, files)
 
 
-def read_corpus(args: argparse.Namespace, config: ConfigFile, source: TextFile):
+def read_corpus(args: argparse.Namespace, config: ConfigFile, source: Source):
     """分好词的语料；词表大过 vocab_size 就抛出 UserError。"""
     from utils.corpus import Corpus
     from utils.resume import recorded_tokenizer
 
     keeps_tokenizer = args.resume and args.allow_data_change  # 语料变了，重新训练的词表就接不上了
     tokenizer = recorded_tokenizer(checkpoint_folder(args.model_path)) if keeps_tokenizer else config.tokenizer
-    corpus = Corpus.from_file(source, tokenizer)
+    corpus = Corpus.open(source, tokenizer)
     corpus.check_vocab_size(config.model.vocab_size, config.path)
     return corpus
 

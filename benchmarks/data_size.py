@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> str:
             "中位数（最小–最大）；内存是进程的最高点减去开始之前的常驻内存。",
             f"分词，GPT-2 词表，取 {part} MB：整个语料交给一次调用，单是 token 的 Python 列表就要几十 GB 内存。",
             speed_table(speeds, part),
-            f"`pretrain.py --config {plan.config.name}` 从检查编码到数据就绪，{whole:,} MB：",
+            f"`pretrain.py --config {plan.config.relative_to(ROOT)}` 从检查编码到数据就绪，{whole:,} MB：",
             start_table({name: results[name] for name in (FIRST, SECOND)}),
             waiting(results["训练"], plan),
         ]

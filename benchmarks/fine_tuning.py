@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> str:
             tasks.append(Task(args.other_labeled, own_text, ("--max_minutes", "3"), ("all", SCRATCH)))
         parts = [describe(task, measure(task, config, seeds, folder, args.quick)) for task in tasks]
     introduction = (
-        f"`pretrain.py --config {config.name}` 之后 `finetune_classifier.py`，种子 {'、'.join(map(str, seeds))}："
+        f"`pretrain.py --config {config.relative_to(ROOT)}` 之后 `finetune_classifier.py`，"
+        f"种子 {'、'.join(map(str, seeds))}："
         "划分、头的初始值、顺序都随种子变。秒数是微调的整个命令。"
         f"{BAG_OF_WORDS}是 scikit-learn 的：{NGRAMS[0]} 到 {NGRAMS[1]} 个字的 TF-IDF，在同一划分的训练部分上训练。"
     )

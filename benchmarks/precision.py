@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> str:
             hint(f"种子 {seed}：{dtype}")
             curves[dtype].append(train(plan, args.corpus, dtype, seed))
     introduction = (
-        f"`pretrain.py --config {plan.config.name} --max_steps {plan.steps}`，语料 {args.corpus.name}，"
+        f"`pretrain.py --config {plan.config.relative_to(ROOT)} --max_steps {plan.steps}`，语料 {args.corpus.name}，"
         f"种子 {seeds[0]} 到 {seeds[-1]}，每个种子两种精度各训练一次。损失的单位是 nat/token，取各种子的中位数；"
         "差是同一种子的 bfloat16 减 float32，中位数（最小–最大）；"
         "最后一列是 float32 换种子时验证损失的最大减最小，作为尺子。"

@@ -36,7 +36,9 @@ SECTIONS = {
     "precision": Section("精度", "benchmarks.precision"),
     "generate": Section("生成", "benchmarks.generation", needs_peer=True),
     "startup": Section("启动", "benchmarks.startup"),
+    "inside": Section("看见内部", "benchmarks.inside"),
     "data": Section("数据", "benchmarks.data_size"),
+    "corpus": Section("语料", "benchmarks.corpus_files"),
     "quality": Section("质量", "benchmarks.quality"),
     "scale": Section("规模", "benchmarks.scale"),
     "finetune": Section("微调", "benchmarks.fine_tuning"),
@@ -55,6 +57,7 @@ def parse_args() -> argparse.Namespace:
     add("--labeled", type=cli.file_path, default=labeled, help="finetune 一节分类的数据（默认 data/垃圾短信.csv）")
     add("--other_labeled", type=cli.file_path, help="另一份分类的数据，先在它自己的文字上预训练（默认不用）")
     add("--data_mb", type=cli.positive_int, help="data 一节的语料有多少 MB（默认 1000）")
+    add("--size_gb", type=cli.positive_float, help="corpus 一节的文件夹解压后有多少 GB（默认 1）")
     add("--readme", type=cli.file_path, default=ROOT / "benchmarks/README.md", help="写进哪个文件的标记之间")
     add("--quick", action="store_true", help="用极小的模型走一遍，只为检查这个程序本身（默认不用）")
     return parser.parse_args()

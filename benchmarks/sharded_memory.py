@@ -5,6 +5,7 @@ torchrun --standalone --nproc_per_node 4 benchmarks/sharded_memory.py --config c
 一批一个样本，上下文缩短到 --context_length：要看的是权重、梯度和动量，不是激活。
 """
 
+import argparse
 import dataclasses
 import os
 import sys
@@ -32,14 +33,18 @@ from utils.train_utils import calc_loss_batch, evaluating
 CPU = torch.device("cpu")
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = cli.ArgumentParser("量 FSDP 下每个进程的内存；用 torchrun 启动。")
     add = parser.add_argument
     add("--config", type=cli.file_path, default=Path("configs/gpt2_config_1558M.json"), help="模型（默认 %(default)s）")
     add("--context_length", type=cli.positive_int, default=64, help="上下文缩短到几个 token（默认 %(default)s）")
     help_until = "量到哪里：init 建立和评估，gradients 反向，adamw 和 muon 用它更新两次（默认 %(default)s）"
     add("--until", type=cli.one_of("init", "gradients", "adamw", "muon"), default="gradients", help=help_until)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     if processes.world_size() == 1:
         raise UserError("sharded_memory.py", "只有一个进程", "用 torchrun --nproc_per_node 2 启动。")
     cfg = read_config(args.config, ModelConfig.from_dict).model

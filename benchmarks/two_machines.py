@@ -37,11 +37,15 @@ TRAINING = (
 )
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="两个网络命名空间之间训练，中途断网，再接上。")
     parser.add_argument("--modes", nargs="+", choices=("ddp", "fsdp"), default=("ddp", "fsdp"), help="做哪几种")
     parser.add_argument("--processes", type=int, default=1, help="每台机器几个进程（默认 1）")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     if os.name != "posix" or os.geteuid() != 0 or not shutil.which("ip"):
         sys.exit("错误：要 root 和 ip 命令（Debian 上 apt-get install iproute2），只用于 Linux。")
     with wired():

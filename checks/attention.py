@@ -25,9 +25,12 @@ class Fused:
 
     shift: int = 0  # 掩码往后错几位
     aligned: bool = True
+    masks_pieces: bool = True  # 接着缓存的一段也要遮
 
     def mask(self, queries: Tensor, keys: Tensor) -> Tensor:
         num_queries, num_keys = queries.shape[-2], keys.shape[-2]
+        if num_queries != num_keys and not self.masks_pieces:
+            return torch.ones(num_queries, num_keys, dtype=torch.bool)
         offset = num_keys - num_queries if self.aligned else 0
         return torch.ones(num_queries, num_keys, dtype=torch.bool).tril(offset + self.shift)
 
@@ -41,6 +44,9 @@ class Stepwise(Fused):
 
     power: float = -0.5  # 分数乘以 head_dim 的几次方
     scale_axis: int = -1  # 按哪一个轴的长度缩放
+    num_heads: int = 1  # 按几个头合起来的长度缩放
+    scaling: str = "before"  # 在 softmax 之前缩放；after 是错的
+    swaps: bool = False  # 分数的行是键，列是查询
     masking: str = "before"  # 在 softmax 之前遮；after、none、inverted、zero 都是错的
     softmax_axis: int = -1
     weighs: str = "values"
@@ -48,7 +54,9 @@ class Stepwise(Fused):
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         visible = self.mask(queries, keys)
         visible = ~visible if self.masking == "inverted" else visible
-        scores = queries @ keys.mT * keys.shape[self.scale_axis] ** self.power
+        factor = (self.num_heads * keys.shape[self.scale_axis]) ** self.power
+        scores = keys @ queries.mT if self.swaps else queries @ keys.mT
+        scores = scores * factor if self.scaling == "before" else scores
         if self.masking in ("before", "inverted"):
             scores = scores.masked_fill(~visible, -torch.inf)
         if self.masking == "zero":
@@ -56,6 +64,7 @@ class Stepwise(Fused):
         weights = scores.softmax(dim=self.softmax_axis)
         if self.masking == "after":
             weights = weights * visible
+        weights = weights * factor if self.scaling == "after" else weights
         return weights @ (keys if self.weighs == "keys" else values)
 
 
@@ -109,6 +118,7 @@ class Heads:
     starts: tuple[bool, bool] = (True, True)  # 查询、键的位置是否接着数
     keeps_past: bool = True
     projects: bool = True
+    adds_input: bool = False
     attend: Attend = Fused()
 
     def __call__(self, inputs: Tensors) -> Tensor:
@@ -120,6 +130,7 @@ class Heads:
             past = [*past, (keys, values)] if self.keeps_past else [(keys, values)]
             keys, values = (torch.cat(tensors, dim=2) for tensors in zip(*past, strict=True))
             context = self.merge(self.attend(queries, self._share(keys), self._share(values)))
+            context = context + piece if self.adds_input else context
             outputs.append(self._linear(inputs, "out_proj", context) if self.projects else context)
         return torch.cat(outputs, dim=1)
 
@@ -159,16 +170,19 @@ ATTEND_SUSPECTS = [
     Suspect("除以了 head_dim，应为 √head_dim", {"power": -1.0}),
     Suspect("乘了 √head_dim，应为除以", {"power": 0.5}),
     Suspect("缩放用错了长度：除以了 √seq，应为 √head_dim", {"scale_axis": -2}),
+    Suspect("缩放的位置不对：应缩放分数，写成了缩放 softmax 之后的权重", {"scaling": "after"}),
     Suspect("掩码错一位：看得见下一个 token", {"shift": 1}),
     Suspect("掩码错一位：看不见自己", {"shift": -1}),
     Suspect("没有因果掩码：看得见未来", {"masking": "none"}),
     Suspect("掩码反了：看见的是未来", {"masking": "inverted"}),
+    Suspect("掩码反了：看见的是自己和未来", {"masking": "inverted", "shift": -1}),
     Suspect("先 softmax 再清零：剩下的权重和不是 1", {"masking": "after"}),
     Suspect("遮住的分数填了 0，应为 -∞", {"masking": "zero"}),
     Suspect("softmax 的轴不对：应为最后一维（键）", {"softmax_axis": -2}),
     Suspect("softmax 的轴不对：应为最后一维（键）", {"softmax_axis": 1}),
     Suspect("加权的是键，应为值", {"weighs": "keys"}),
 ]
+SWAPPED = Suspect("分数的行和列反了：应为 QKᵀ，写成了 KQᵀ", {"swaps": True})  # 在模块里与“查询和键用反了投影”分不开
 UNALIGNED = Suspect("掩码没有对齐：最后一个查询应对着最后一个键", {"aligned": False})
 BLOCK_SUSPECTS = [
     Suspect("每块只看了自己那一块的键，前面的也看得见", {"local": True}),
@@ -192,9 +206,13 @@ HEAD_SUSPECTS = [
     Suspect("查询和键用反了投影", {"names": ("W_key", "W_query", "W_value")}),
     Suspect("键和值用反了投影", {"names": ("W_query", "W_value", "W_key")}),
     Suspect("键用了查询的投影", {"names": ("W_query", "W_query", "W_value")}),
+    Suspect("值用了查询的投影", {"names": ("W_query", "W_key", "W_query")}),
+    Suspect("多加了残差：残差在块里加，这里不加", {"adds_input": True}),
     Suspect("查询、键、值缺偏置", {"biased": False}),
+    Suspect("缩放用错了长度：除以了 √emb_dim，应为 √head_dim", {"attend": Stepwise(num_heads=4)}),
     *(Suspect(suspect.guess, {"attend": Stepwise(**suspect.changes)}) for suspect in ATTEND_SUSPECTS),
 ]
+EXTRA_NORM = Suspect("多了 qk_norm：配置里没有", {"normalizes": "qk"})
 ROTATE_SUSPECTS = [
     Suspect("查询和键都没有旋转：位置信息丢了", {"rotates": ""}),
     Suspect("只旋转了查询，键也要", {"rotates": "q"}),
@@ -215,6 +233,7 @@ PIECE_SUSPECTS = [
     Suspect("没有用缓存里的键和值", {"keeps_past": False}),
     Suspect(UNALIGNED.guess, {"attend": Fused(aligned=False)}),
     Suspect("没有因果掩码：看得见未来", {"attend": Stepwise(masking="none")}),
+    Suspect("接着缓存的一段没有因果掩码：看得见未来", {"attend": Fused(masks_pieces=False)}),
 ]
 
 
@@ -289,14 +308,24 @@ def changes_every_time(module: nn.Module, x: Tensor, *others) -> bool:
 
 
 def _modes() -> dict[str, float]:
-    attention = MultiHeadAttention(tiny_config(drop_rate=0.5), layer=0)
-    arguments = torch.randn(1, 9, 32), Stub(rotates=False)
-    return {
-        "训练时丢弃": changes_every_time(attention.train(), *arguments),
-        "评估时丢弃": changes_every_time(attention.eval(), *arguments),
-    }
+    """共用键和值时走的是融合内核，也要丢。"""
+    found = {}
+    for kind, heads in (("", 4), ("，GQA", 2)):
+        attention = MultiHeadAttention(tiny_config(drop_rate=0.5, num_kv_heads=heads), layer=0)
+        arguments = torch.randn(1, 9, 32), Stub(rotates=False)
+        found[f"训练时丢弃{kind}"] = changes_every_time(attention.train(), *arguments)
+        found[f"评估时丢弃{kind}"] = changes_every_time(attention.eval(), *arguments)
+    return found
 
 
+MODES = {"训练时丢弃": 1, "评估时丢弃": 0, "训练时丢弃，GQA": 1, "评估时丢弃，GQA": 0}
+OWN_MODE_SUSPECTS = [
+    Suspect("评估时还在丢：没有看 self.training", {"评估时丢弃": 1, "评估时丢弃，GQA": 1}),
+    Suspect("训练时没有丢", {"训练时丢弃": 0, "训练时丢弃，GQA": 0}),
+    Suspect("照定义算时没有丢：漏了 dropout(weights, drop_rate)", {"训练时丢弃": 0}),
+    Suspect("融合内核没有丢：漏了 dropout_p", {"训练时丢弃，GQA": 0}),
+    Suspect("训练和评估弄反了", {name: 1 - value for name, value in MODES.items()}),
+]
 MODE_SUSPECTS = [
     Suspect("评估时还在丢：没有看 self.training", {"评估时丢弃": 1}),
     Suspect("训练时没有丢", {"训练时丢弃": 0}),
@@ -304,13 +333,13 @@ MODE_SUSPECTS = [
 ]
 ROTARY = tiny_config(position="rope", qk_norm=True)
 CHECKS = [
-    _plain_check("attention_by_definition，整段", attention_by_definition, 7, 7, ATTEND_SUSPECTS),
+    _plain_check("attention_by_definition，整段", attention_by_definition, 7, 7, [SWAPPED, *ATTEND_SUSPECTS]),
     _plain_check("attention_by_definition，一段", attention_by_definition, 3, 7, [UNALIGNED, *ATTEND_SUSPECTS]),
     _plain_check("attention_in_blocks", attention_in_blocks, BLOCK + 9, BLOCK + 9, BLOCK_SUSPECTS),
-    _module_check("MultiHeadAttention", tiny_config(), HEAD_SUSPECTS),
+    _module_check("MultiHeadAttention", tiny_config(), [EXTRA_NORM, *HEAD_SUSPECTS]),
     _module_check("无 qkv 偏置", tiny_config(qkv_bias=False), []),
     _module_check("RoPE 和 qk_norm", ROTARY, ROTATE_SUSPECTS + HEAD_SUSPECTS),
     _module_check("GQA（共用键和值）", tiny_config(num_kv_heads=2), GROUP_SUSPECTS + HEAD_SUSPECTS),
     _cached_check("接着缓存", ROTARY, PIECE_SUSPECTS + ROTATE_SUSPECTS),
-    fact_check("训练时丢，评估时不丢", _modes, {"训练时丢弃": 1, "评估时丢弃": 0}, MODE_SUSPECTS, 0.1),
+    fact_check("训练时丢，评估时不丢", _modes, MODES, OWN_MODE_SUSPECTS, 0.1),
 ]

@@ -16,6 +16,10 @@ from checks.failure import describe_exception
 
 TOLERANCE = 2e-5  # float32 的舍入误差在 1e-6 上下；最细微的错（GELU 换了近似）差 2e-4
 
+UNKNOWN = "猜不出；从差得最远的那个数找起"
+WRONG_SHAPE = "猜不出；把各步的形状打印出来，看从哪一步起不对"
+NOT_A_NUMBER = "猜不出；算出了 nan：是不是整行都遮住了，或者有 0 ÷ 0、∞ − ∞、给负数开方"
+
 Function = Callable[[Tensors], Tensors | Tensor]
 
 
@@ -48,6 +52,7 @@ class Result:
     gradient_difference: float | None = None
     problem: str = ""  # 哪里不同
     guess: str = ""  # 猜是什么错；空表示猜不出
+    clue: str = ""  # 猜不出时的线索
     trace: str = ""  # 出错的文件和行
 
     @property
@@ -80,9 +85,10 @@ def compare(check: Check, max_mistakes: int = 2) -> Result:
         return Result(check.name, **shown)
     guess = _guess(check, found, max_mistakes)
     if problem := _wrong_shapes(found.outputs, expected.outputs):
-        return Result(check.name, problem=problem, guess=guess)
+        return Result(check.name, problem=problem, guess=guess, clue=WRONG_SHAPE)
     if output > check.tolerance:
-        return Result(check.name, **shown, problem=_worst(found.outputs, expected.outputs), guess=guess)
+        problem, clue = _worst(found.outputs, expected.outputs), _clue(found.outputs, expected.outputs)
+        return Result(check.name, **shown, problem=problem, guess=guess, clue=clue)
     problem = f"输出相同，梯度不同：{_worst(found.gradients, expected.gradients)}"
     return Result(check.name, **shown, problem=problem, guess=guess or "是不是用了 detach()、.data 或 no_grad()")
 
@@ -147,6 +153,17 @@ def _is_same(check: Check, found: Measured, suspects: tuple[Suspect, ...]) -> bo
         return False
     pairs = ((found.outputs, wrong.outputs), (found.gradients, wrong.gradients))
     return all(difference(*pair) <= check.tolerance for pair in pairs)
+
+
+def _clue(found: Tensors, expected: Tensors) -> str:
+    """哪个模块都可能有的毛病：算出 nan，整个输出乘了一个数。"""
+    if any(tensor.isnan().any() and not expected[name].isnan().any() for name, tensor in found.items()):
+        return NOT_A_NUMBER
+    ours, right = (torch.cat([part.flatten().double() for part in parts.values()]) for parts in (found, expected))
+    factor = (ours @ right / (right @ right)).item()
+    if not abs(factor) > TOLERANCE or difference({"": ours}, {"": factor * right}) > TOLERANCE:
+        return UNKNOWN
+    return "整个输出的符号反了" if abs(factor + 1) < TOLERANCE else f"整个输出恰好是应有的 {factor:.4g} 倍"
 
 
 def _wrong_shapes(found: Tensors, expected: Tensors) -> str:

@@ -83,6 +83,7 @@ class Plain:
 
     activation: Activation
     activates_last: bool = False
+    adds_input: bool = False
     bias: tuple[bool, bool] = (True, True)
 
     def __call__(self, inputs: Tensors) -> Tensor:
@@ -92,7 +93,8 @@ class Plain:
         )
         if self.activates_last:
             return self.activation(down(up(inputs["x"])))
-        return down(self.activation(up(inputs["x"])))
+        output = down(self.activation(up(inputs["x"])))
+        return inputs["x"] + output if self.adds_input else output
 
 
 @dataclass(frozen=True)
@@ -102,20 +104,33 @@ class Gated:
     activation: Activation = F.silu
     swaps: bool = False  # gate 与 up 对调
     combine: Callable[[Tensor, Tensor], Tensor] = torch.mul
+    activates_product: bool = False
+    projects: bool = True
+    adds_input: bool = False
 
     def __call__(self, inputs: Tensors) -> Tensor:
         gate, up = (F.linear(inputs["x"], inputs[f"{n}.weight"], inputs.get(f"{n}.bias")) for n in ("gate", "up"))
         gate, up = (up, gate) if self.swaps else (gate, up)
-        return F.linear(self.combine(self.activation(gate), up), inputs["out_proj.weight"], inputs.get("out_proj.bias"))
+        hidden = self.combine(gate if self.activates_product else self.activation(gate), up)
+        hidden = self.activation(hidden) if self.activates_product else hidden
+        if not self.projects:
+            return hidden
+        output = F.linear(hidden, inputs["out_proj.weight"], inputs.get("out_proj.bias"))
+        return inputs["x"] + output if self.adds_input else output
 
 
+ADDS_INPUT = Suspect("多加了残差：残差在块里加，这里不加", {"adds_input": True})
 PLAIN_SUSPECTS = [
+    ADDS_INPUT,
     Suspect("激活函数的位置不对：应在两个线性层之间", {"activates_last": True}),
     Suspect("第一层没有加偏置", {"bias": (False, True)}),
     Suspect("第二层没有加偏置", {"bias": (True, False)}),
 ]
 GATED_SUSPECTS = [
     *as_suspects(WRONG_GATE),
+    ADDS_INPUT,
+    Suspect("激活了乘积：只该激活 gate，再乘 up", {"activates_product": True}),
+    Suspect("漏了 out_proj：没有降回 emb_dim 维", {"projects": False}),
     Suspect("gate 与 up 用反了：激活的应是 gate", {"swaps": True}),
     Suspect("门应与 up 逐元素相乘，写成了相加", {"combine": torch.add}),
     Suspect("漏了 up：没有乘上它", {"combine": lambda gate, up: gate}),

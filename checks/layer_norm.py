@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from checks.building import Tensors, install, random_inputs
-from checks.comparison import Check, Suspect
+from checks.comparison import Check, Suspect, fact_check
 from model.layer_norm import LayerNorm, RMSNorm, layer_norm_by_definition, rms_norm_by_definition
 
 USES = ()
@@ -30,6 +30,7 @@ class Normalize:
 
     centers: bool
     about_mean: bool
+    flips: bool = False  # 均值减去 x
     axis: int | tuple[int, ...] = -1
     divisor: int = 0  # 方差除以 n - divisor
     sums: bool = False  # 忘了除以 n
@@ -46,7 +47,7 @@ class Normalize:
         count = x.numel() // mean.numel()
         variance = deviation.square().sum(dim=self.axis, keepdim=True) / (1 if self.sums else count - self.divisor)
         scale = variance**self.power + self.eps if self.eps_outside else (variance + self.eps) ** self.power
-        y = (x - mean if self.centers else x) / scale
+        y = (x - mean if self.centers else x) / (-scale if self.flips else scale)
         if self.shifts_first and bias is not None:
             return (y + bias) * weight
         y = y * weight if self.scales else y
@@ -67,6 +68,7 @@ LAYER_NORM_SUSPECTS = [
     *SHARED,
     Suspect("用了无偏方差：应除以 n，不是 n-1，即 unbiased=False", {"divisor": 1}),
     Suspect("没有减去均值", {"centers": False}),
+    Suspect("分子的次序反了：应为 x 减均值", {"flips": True}),
     Suspect("方差没有减去均值：算成了 E[x²]", {"about_mean": False}),
     Suspect("没有减去均值：算成了 RMSNorm", {"centers": False, "about_mean": False}),
     Suspect("没有加偏置 β（bias）", {"shifts": False}),
@@ -108,6 +110,28 @@ def _rms_norm_inputs() -> Tensors:
     return _inputs("weight")
 
 
+def _initial() -> dict[str, float]:
+    norms = {"LayerNorm": LayerNorm(DIM), "RMSNorm": RMSNorm(DIM)}
+    return {
+        f"{kind} 的 {name}，{end}": getattr(parameter, end)().item()
+        for kind, norm in norms.items()
+        for name, parameter in norm.named_parameters()
+        for end in ENDS
+    }
+
+
+ENDS = ("min", "max")
+LAYER_NORM_ONES, LAYER_NORM_ZEROS, RMS_NORM_ONES = (
+    dict.fromkeys([f"{place}，{end}" for end in ENDS], value)
+    for place, value in (("LayerNorm 的 weight", 1.0), ("LayerNorm 的 bias", 0.0), ("RMSNorm 的 weight", 1.0))
+)
+INITIAL_SUSPECTS = [
+    Suspect("LayerNorm 的 γ（weight）应从 1 开始，写成了 0", dict.fromkeys(LAYER_NORM_ONES, 0.0)),
+    Suspect("LayerNorm 的 β（bias）应从 0 开始，写成了 1", dict.fromkeys(LAYER_NORM_ZEROS, 1.0)),
+    Suspect("RMSNorm 的 γ（weight）应从 1 开始，写成了 0", dict.fromkeys(RMS_NORM_ONES, 0.0)),
+]
+
+
 CHECKS = [
     Check(
         "layer_norm_by_definition",
@@ -143,5 +167,8 @@ CHECKS = [
         lambda inputs: install(RMSNorm(DIM), _parameters(inputs))(inputs["x"]),
         _build(rms_norm, centers=False),
         RMS_NORM_SUSPECTS,
+    ),
+    fact_check(
+        "刚建好的参数", _initial, LAYER_NORM_ONES | LAYER_NORM_ZEROS | RMS_NORM_ONES, INITIAL_SUSPECTS, tolerance=0.0
     ),
 ]

@@ -45,6 +45,7 @@ class Rotate:
     pairs: str = "halves"  # 第 i 维与谁配对
     exponent: float = 1.0  # θᵢ = base^(-exponent · 2i/d)
     axis: int = -2  # 位置沿哪个轴
+    swaps: bool = False  # 前一半和后一半对调
 
     def __call__(self, inputs: Tensors) -> Tensor:
         return self.rotate(inputs["x"], self.start)
@@ -60,7 +61,8 @@ class Rotate:
             return torch.view_as_real(pair * turn).flatten(-2)
         first, second = x.chunk(2, dim=-1)
         turned = torch.complex(first, second) * turn
-        return torch.cat((turned.real, turned.imag), dim=-1)
+        parts = (turned.imag, turned.real) if self.swaps else (turned.real, turned.imag)
+        return torch.cat(parts, dim=-1)
 
 
 class Stub(nn.Module):
@@ -95,6 +97,8 @@ ROTARY_SUSPECTS = [
     Suspect("RoPE 的频率不对：指数应为 -2i/head_dim，多了 2 倍", {"exponent": 2.0}),
     Suspect("RoPE 的频率不对：指数漏了负号", {"exponent": -1.0}),
     Suspect("RoPE 的频率不对：各平面的频率都成了 1", {"exponent": 0.0}),
+    Suspect("RoPE 的频率不对：指数的分母是 head_dim，写成了 emb_dim", {"exponent": SHAPE[-1] / tiny_config().emb_dim}),
+    Suspect("RoPE 的两半次序反了：前一半应是 x₁cos − x₂sin", {"swaps": True}),
     Suspect("RoPE 的底数不对：应为 rope_base", {"base": 1000.0}),
     Suspect("RoPE 没有转", {"sign": 0.0}),
     Suspect("RoPE 的位置轴不对：沿着 heads 变化，应沿着 seq", {"axis": -3}),

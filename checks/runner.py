@@ -23,7 +23,6 @@ MODULES = (
 )
 IMPORT = "导入"
 SAME_AS_ABOVE = "可能与上面是同一处错"
-UNKNOWN = "猜不出；从差得最远的那个数找起"
 
 
 def run_checks(names: tuple[str, ...]) -> Iterator[tuple[str, list[Result]]]:
@@ -47,7 +46,7 @@ def _check_module(name: str, done: dict[str, list[Result]]) -> list[Result]:
     for check in module.CHECKS:
         result = compare(check, max_mistakes=2 if all(earlier.passed for earlier in results) else 1)
         if not (result.passed or result.guess or result.trace):
-            result = dataclasses.replace(result, guess=_blame(module.USES, results, done))
+            result = dataclasses.replace(result, guess=_blame(module.USES, results, done) or result.clue)
         results.append(result)
     done[name] = results
     return results
@@ -58,4 +57,4 @@ def _blame(uses: tuple[str, ...], earlier: list[Result], done: dict[str, list[Re
     for used in uses:
         if not all(result.passed for result in _check_module(used, done)):
             return f"它用到的 {used} 与参照不同，先改那里：python verify.py {used}"
-    return UNKNOWN if all(result.passed for result in earlier) else SAME_AS_ABOVE
+    return "" if all(result.passed for result in earlier) else SAME_AS_ABOVE

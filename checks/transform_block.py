@@ -1,12 +1,14 @@
 """检查 model/transform_block.py：参照由 F.layer_norm、多头注意力和前馈网络的参照拼成。"""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from checks import attention, feed_forward
-from checks.attention import Heads, changes_every_time
+from checks.attention import PIECES, Heads, PlainCache, changes_every_time
 from checks.building import Tensors, install, random_inputs, tiny_config
 from checks.comparison import Check, Suspect, fact_check
 from checks.layer_norm import layer_norm, rms_norm
@@ -15,6 +17,7 @@ from model.config import ModelConfig
 from model.transform_block import TransformBlock
 
 USES = ("layer_norm", "attention", "feed_forward", "dropout")
+Combine = Callable[[Tensor, Tensor], Tensor]
 # 配置里的激活函数 -> 前馈网络的参照；参数名都接在 ff. 之后
 FEED_FORWARDS = {
     "gelu": feed_forward.Plain(feed_forward.gelu),
@@ -44,21 +47,28 @@ class Block:
     keeps_past: bool = True
     residuals: tuple[bool, bool] = (True, True)  # 两次相加
     norms: tuple[str, str] = ("norm1", "norm2")  # 两个子层用哪个归一化；空表示不用
-    placement: str = "pre"  # pre 先归一化；post 相加之后归一化；keep 把归一化后的当作 x
+    placements: tuple[str, str] = (
+        "pre",
+        "pre",
+    )  # 先归一化；post 相加之后归一化；after 归一化加上的；keep 归一化后的当作 x
     order: tuple[str, str] = ("attn", "ff")
     parallel: bool = False  # 两个子层都读最初的 x
+    times: tuple[float, float] = (1.0, 1.0)  # 加上的乘几倍
+    combines: tuple[Combine, Combine] = (torch.add, torch.add)
 
     def __call__(self, inputs: Tensors) -> Tensor:
         x = start = inputs["x"]
-        for name, norm, residual in zip(self.order, self.norms, self.residuals, strict=True):
+        sublayers = zip(self.order, self.norms, self.residuals, self.placements, self.times, self.combines, strict=True)
+        for name, norm, residual, placement, times, combine in sublayers:
             source = start if self.parallel else x
-            if self.placement == "post":
+            if placement == "post":
                 x = self._normalize(inputs, norm, x + self._sublayer(inputs, name, source))
                 continue
-            normed = self._normalize(inputs, norm, source)
-            update = self._sublayer(inputs, name, normed)
-            base = normed if self.placement == "keep" else x
-            x = base + update if residual else update
+            normed = source if placement == "after" else self._normalize(inputs, norm, source)
+            update = times * self._sublayer(inputs, name, normed)
+            update = self._normalize(inputs, norm, update) if placement == "after" else update
+            base = normed if placement == "keep" else x
+            x = combine(base, update) if residual else update
         return x
 
     def _normalize(self, inputs: Tensors, norm: str, x: Tensor) -> Tensor:
@@ -71,12 +81,26 @@ class Block:
         return FEED_FORWARDS[self.cfg.activation](parameters) if name == "ff" else torch.zeros_like(x)
 
 
+def _once_or_twice(guess: str, field: str, right: Any, wrong: Any) -> list[Suspect]:
+    """同一种错，可能只犯在一个子层里，也可能两个都犯。"""
+    return [
+        Suspect(f"{guess}（注意力那一次）", {field: (wrong, right)}),
+        Suspect(f"{guess}（前馈网络那一次）", {field: (right, wrong)}),
+        Suspect(f"{guess}（两次都是）", {field: (wrong, wrong)}),
+    ]
+
+
 SUSPECTS = [
     Suspect("残差漏加：注意力那一次", {"residuals": (False, True)}),
     Suspect("残差漏加：前馈网络那一次", {"residuals": (True, False)}),
     Suspect("残差漏加：两次都漏了", {"residuals": (False, False)}),
-    Suspect("先归一化变成了后归一化：应为 x + f(norm(x))", {"placement": "post"}),
-    Suspect("残差加错了：加的是归一化之后的 x，应为原来的 x", {"placement": "keep"}),
+    *_once_or_twice("先归一化变成了后归一化：应为 x + f(norm(x))", "placements", "pre", "post"),
+    *_once_or_twice("残差加错了：加的是归一化之后的 x，应为原来的 x", "placements", "pre", "keep"),
+    *_once_or_twice("归一化的位置不对：应为 x + f(norm(x))，写成了 x + norm(f(x))", "placements", "pre", "after"),
+    *_once_or_twice("残差应相加，写成了相乘", "combines", torch.add, torch.mul),
+    *_once_or_twice("x 加了两次", "combines", torch.add, lambda x, update: 2 * x + update),
+    *_once_or_twice("子层的结果是减去的，应为加上", "times", 1.0, -1.0),
+    *_once_or_twice("子层的结果加了两次", "times", 1.0, 2.0),
     Suspect("漏了 norm1：注意力之前没有归一化", {"norms": ("", "norm2")}),
     Suspect("漏了 norm2：前馈网络之前没有归一化", {"norms": ("norm1", "")}),
     Suspect("norm1 用了两次，前馈网络应当用 norm2", {"norms": ("norm1", "norm1")}),
@@ -120,6 +144,26 @@ def _check(name: str, cfg: ModelConfig) -> Check:
     )
 
 
+def _cached_check(name: str, cfg: ModelConfig) -> Check:
+    """接着缓存，一段一段地算。"""
+
+    def ours(inputs: Tensors) -> Tensor:
+        parameters = {key: tensor for key, tensor in inputs.items() if key != "x"}
+        block, cache, outputs = install(TransformBlock(cfg, layer=0), parameters), PlainCache(), []
+        for piece in (inputs["x"] * 1.0).split(PIECES, dim=1):
+            outputs.append(block(piece, Stub(cfg.position == "rope"), cache))
+            cache.length += piece.shape[1]
+        return torch.cat(outputs, dim=1)
+
+    return Check(
+        name,
+        lambda: random_inputs(x=(2, sum(PIECES), cfg.emb_dim), **parameter_shapes(cfg)),
+        ours,
+        lambda **changes: Block(cfg, **{"pieces": PIECES} | changes),
+        [Suspect("缓存没有传给注意力：每一段看不见前面的", {"keeps_past": False})],
+    )
+
+
 def _modes() -> dict[str, float]:
     """把一个子层的参数清零，它就什么也不加，剩下的是另一个子层的 dropout。"""
     found = {}
@@ -149,5 +193,6 @@ CHECKS = [
     _check(
         "RoPE、RMSNorm、SwiGLU 的块", tiny_config(position="rope", norm="rms_norm", activation="swiglu", hidden_dim=48)
     ),
+    _cached_check("接着缓存", tiny_config(position="rope")),
     fact_check("训练时丢，评估时不丢", _modes, MODES, MODE_SUSPECTS, 0.1),
 ]

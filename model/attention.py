@@ -1,4 +1,4 @@
-"""多头因果自注意力：每个 token 从自己和前面的 token 那里取来信息。道理见 docs/注意力.md。"""
+"""多头因果自注意力：每个 token 从自己和前面的 token 那里取来信息。道理见 docs/注意力.md 和 docs/多头.md。"""
 
 import math
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import torch
 from torch import nn
 
 from model.config import ModelConfig
@@ -16,19 +17,25 @@ class Classifier(LanguageModel):
 
     def __init__(self, cfg: ModelConfig, labels: list[str]):
         super().__init__(dataclasses.replace(cfg, tie_weights=False))
-        self.labels = labels
-        self.out_head = nn.Linear(cfg.emb_dim, len(labels))
-        nn.init.normal_(self.out_head.weight, std=INIT_STD)
-        nn.init.zeros_(self.out_head.bias)
+        self.set_labels(labels)
 
     @classmethod
     def from_language_model(cls, model: LanguageModel, labels: list[str]) -> "Classifier":
         """身体用 model 的权重（同一处内存），头是新的。"""
-        classifier = cls(model.cfg, labels)
+        with torch.device("meta"):  # 不为换下的身体占内存
+            classifier = cls(model.cfg, labels)
         for name in ("tok_emb", "position", "trf_blocks", "final_norm"):
             setattr(classifier, name, getattr(model, name))
+        classifier.set_labels(labels)
         classifier.tokenizer_state = model.tokenizer_state
         return classifier
+
+    def set_labels(self, labels: list[str]) -> None:
+        """换上给 labels 打分的头。"""
+        self.labels = labels
+        self.out_head = nn.Linear(self.cfg.emb_dim, len(labels))
+        nn.init.normal_(self.out_head.weight, std=INIT_STD)
+        nn.init.zeros_(self.out_head.bias)
 
     def get_extra_state(self) -> dict:
         return {**super().get_extra_state(), "labels": self.labels}

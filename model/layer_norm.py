@@ -1,4 +1,4 @@
-"""归一化：让每个 token 的向量保持合适的大小，深层网络才训练得动。道理见 docs/归一化.md。"""
+"""归一化：让每个 token 的向量保持合适的大小，深层网络才训练得动。道理见 docs/归一化与残差.md。"""
 
 import torch
 from torch import Tensor, nn

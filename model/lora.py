@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -98,8 +98,13 @@ def merge_adapter(model: nn.Module, adapter: dict) -> None:
     merge_lora(model)
 
 
-def _fingerprint(model: nn.Module, learned: dict) -> str:
-    """冻结的那些权重的指纹。"""
+def body_fingerprint(model: nn.Module) -> str:
+    """身体的指纹，头和适配器不算；训练之前取，就是起点的指纹。"""
+    return _fingerprint(model, {name for name, _ in model.named_parameters() if PREFIX in name or "out_head" in name})
+
+
+def _fingerprint(model: nn.Module, learned: Container[str]) -> str:
+    """权重的指纹，名字在 learned 里的不算。"""
     digest = hashlib.sha256()
     for name, value in model.named_parameters():
         if name not in learned:

@@ -1,4 +1,4 @@
-"""位置：注意力本身不分先后，位置信息要另外加进去。"""
+"""位置：注意力本身不分先后，位置信息要另外加进去。道理见 docs/嵌入与位置.md。"""
 
 import torch
 from torch import Tensor, nn

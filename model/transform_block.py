@@ -1,4 +1,4 @@
-"""Transformer 块：注意力在 token 之间交换信息，前馈网络在 token 内部加工信息。道理见 docs/残差.md。"""
+"""Transformer 块：注意力在 token 之间交换信息，前馈网络在 token 内部加工信息。道理见 docs/归一化与残差.md。"""
 
 from torch import Tensor, nn
 

@@ -11,22 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.config import ModelConfig
+from checks.building import TINY_MODEL, tiny_config  # noqa: F401  各个测试从这里取
 from utils import files
 from utils.corpus import Corpus
 from utils.text_file import TextFile
 
 ROOT = Path(__file__).resolve().parent.parent
 
-TINY_MODEL = {
-    "vocab_size": 300,
-    "context_length": 16,
-    "emb_dim": 32,
-    "num_heads": 4,
-    "num_layers": 2,
-    "drop_rate": 0.0,
-    "qkv_bias": True,
-}
 TINY_FILE = {
     **TINY_MODEL,
     "tokenizer": {"type": "bpe", "vocab_size": 300},
@@ -55,11 +46,6 @@ def run(program: str, *args: object, cwd: Path, stdin: str | bytes = "", env: di
         env={**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1", **(env or {})},
     )
     return Result(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
-
-
-def tiny_config(**changes) -> ModelConfig:
-    """几毫秒就能算完的 GPT-2，可改任何字段。"""
-    return ModelConfig.from_dict({**TINY_MODEL, **changes})
 
 
 def write_config(folder: Path, **changes) -> Path:

@@ -5,6 +5,8 @@
 
 ATTEND = "        x = x + self.dropout(self.attn(self.norm1(x), position, cache))\n"
 FEED = "        x = x + self.dropout(self.ff(self.norm2(x)))\n"
+MASK = "    mask = causal_mask(queries.shape[-2], keys.shape[-2], queries.device)\n"
+WEIGHTS = "    weights = scores.masked_fill(~mask, -math.inf).softmax(dim=-1, dtype=queries.dtype)"
 STORE_KEYS = "        self.keys[layer, :, :, self.length : end] = keys\n"
 STORE_VALUES = "        self.values[layer, :, :, self.length : end] = values\n"
 
@@ -35,6 +37,17 @@ SABOTAGES = {
             "detach",
         ),
         ("nn.Parameter(torch.zeros(dim)) if bias else None", "None", "缺偏置"),
+        ("(x - mean) / torch", "(mean - x) / torch", "分子的次序反了"),
+        (
+            "nn.Parameter(torch.ones(dim))\n        self.bias",
+            "nn.Parameter(torch.zeros(dim))\n        self.bias",
+            "LayerNorm 的 γ（weight）应从 1 开始",
+        ),
+        (
+            "nn.Parameter(torch.ones(dim))\n        self.bias",
+            "torch.ones(dim)\n        self.bias",
+            "没有用 nn.Parameter",
+        ),
         ("x.square().mean(dim=-1, keepdim=True) + EPS", "x.square().sum(dim=-1, keepdim=True) + EPS", "应取平均"),
         (
             "return x / torch.sqrt(x.square()",
@@ -79,6 +92,12 @@ SABOTAGES = {
             ".flatten(-2)",
             "配对错了",
         ),
+        (
+            "(first * cos - second * sin, first * sin + second * cos)",
+            "(first * sin + second * cos, first * cos - second * sin)",
+            "两半次序反了",
+        ),
+        ("/ cfg.head_dim)\n", "/ cfg.emb_dim)\n", "写成了 emb_dim"),
         ("slice(start, start + x.shape[-2])", "slice(0, x.shape[-2])", "没有用 start"),
         ("slice(start, start + x.shape[-2])", "slice(start + 1, start + 1 + x.shape[-2])", "错了一位"),
         (
@@ -125,6 +144,10 @@ SABOTAGES = {
         ("F.silu(self.gate(x))", "F.gelu(self.gate(x))", "GeGLU"),
         ("F.silu(self.gate(x)) * self.up(x)", "F.silu(self.gate(x)) + self.up(x)", "相加"),
         ("F.silu(self.gate(x)) * self.up(x)", "F.silu(self.gate(x))", "漏了 up"),
+        ("F.silu(self.gate(x)) * self.up(x)", "F.silu(self.gate(x) * self.up(x))", "激活了乘积"),
+        ("self.out_proj(F.silu(self.gate(x)) * self.up(x))", "F.silu(self.gate(x)) * self.up(x)", "漏了 out_proj"),
+        ("return self.layers(x)", "return x + self.layers(x)", "多加了残差"),
+        ("return self.layers(x)", "return self.layers[:2](x)", "把各步的形状打印出来"),
     ],
     "dropout": [
         ("(keep.to(x.dtype) * (LANES / (LANES - dropped)))", "keep.to(x.dtype)", "没有除以保留概率"),
@@ -153,6 +176,15 @@ SABOTAGES = {
         ("/ math.sqrt(keys.shape[-1])", "/ keys.shape[-1]", "应为 √head_dim"),
         ("/ math.sqrt(keys.shape[-1])", "* math.sqrt(keys.shape[-1])", "应为除以"),
         ("/ math.sqrt(keys.shape[-1])", "/ math.sqrt(keys.shape[-2])", "√seq"),
+        (
+            f" / math.sqrt(keys.shape[-1])\n{MASK}{WEIGHTS}\n",
+            f"\n{MASK}{WEIGHTS} / math.sqrt(keys.shape[-1])\n",
+            "softmax 之后的权重",
+        ),
+        ("softmax(dim=-1, dtype=queries.dtype)", "softmax(dim=-1) / 2", "整个输出恰好是应有的 0.5 倍"),
+        ("queries @ keys.transpose(-2, -1)", "keys @ queries.transpose(-2, -1)", "KQᵀ"),
+        (".tril(num_keys - num_queries)", ".triu(num_keys - num_queries)", "看见的是自己和未来"),
+        ("masked_fill(~mask, -math.inf)", "masked_fill(~mask, math.inf)", "算出了 nan"),
         (".tril(num_keys - num_queries)", ".tril(num_keys - num_queries + 1)", "看得见下一个"),
         (".tril(num_keys - num_queries)", ".tril(num_keys - num_queries - 1)", "看不见自己"),
         (".tril(num_keys - num_queries)", ".tril()", "没有对齐"),
@@ -207,6 +239,19 @@ SABOTAGES = {
             "没有用缓存里",
         ),
         ("is_causal=is_whole", "is_causal=False", "没有因果掩码"),
+        ("is_causal=is_whole", "is_causal=True", "没有对齐"),
+        ("mask = None if is_whole", "mask = None if True", "接着缓存的一段没有因果掩码"),
+        ("enable_gqa=self.is_grouped", "enable_gqa=self.is_grouped, scale=x_dim**-0.5", "没有 x_dim 这个名字"),
+        (
+            "enable_gqa=self.is_grouped",
+            "enable_gqa=self.is_grouped, scale=(queries.shape[1] * queries.shape[3]) ** -0.5",
+            "√emb_dim",
+        ),
+        ("dropout_p=drop_rate", "dropout_p=0.0", "漏了 dropout_p"),
+        ("return dropout(weights, drop_rate) @ values", "return weights @ values", "漏了 dropout(weights"),
+        ("self._split_heads(self.W_value(x))", "self._split_heads(self.W_query(x))", "值用了查询的投影"),
+        ("self.out_proj(context", "self.out_proj(x + context", "多加了残差"),
+        ("HeadNorm(cfg.head_dim) if cfg.qk_norm else nn.Identity()", "HeadNorm(cfg.head_dim)", "多了 qk_norm"),
         ("enable_gqa=self.is_grouped", "enable_gqa=self.is_grouped, scale=1.0", "没有除以 √head_dim"),
         (
             "self.W_query = nn.Linear(cfg.emb_dim, cfg.emb_dim, bias=cfg.qkv_bias)",
@@ -282,6 +327,20 @@ SABOTAGES = {
             "        x = x + self.dropout(self.ff(x))\n",
             "加的是归一化之后的 x",
         ),
+        (
+            ATTEND,
+            "        x = x + self.dropout(self.norm1(self.attn(x, position, cache)))\n",
+            "写成了 x + norm(f(x))（注意力那一次）",
+        ),
+        (
+            FEED,
+            "        x = self.norm2(x) + self.dropout(self.ff(self.norm2(x)))\n",
+            "归一化之后的 x，应为原来的 x（前馈",
+        ),
+        ("x = x + self.dropout(self.ff(", "x = x - self.dropout(self.ff(", "减去的，应为加上（前馈网络那一次）"),
+        ("x = x + self.dropout(self.ff(", "x = x * self.dropout(self.ff(", "相乘（前馈网络那一次）"),
+        ("x = x + self.dropout(self.attn(", "x = x + x + self.dropout(self.attn(", "x 加了两次（注意力那一次）"),
+        ("self.norm1(x), position, cache)", "self.norm1(x), position)", "缓存没有传给注意力"),
         ("self.attn(self.norm1(x)", "self.attn(x", "漏了 norm1"),
         ("self.ff(self.norm2(x))", "self.ff(x)", "漏了 norm2"),
         ("self.ff(self.norm2(x))", "self.ff(self.norm1(x))", "norm1 用了两次"),
@@ -374,8 +433,8 @@ SABOTAGES = {
     ],
     "classifier": [
         (
-            "nn.Linear(cfg.emb_dim, len(labels))",
-            "nn.Linear(cfg.emb_dim, len(labels), bias=False)",
+            "nn.Linear(self.cfg.emb_dim, len(labels))",
+            "nn.Linear(self.cfg.emb_dim, len(labels), bias=False)",
             "NoneType 没有 zero_ 这个属性",
         ),
         (
@@ -409,8 +468,8 @@ SABOTAGES = {
         ),
         ("        classifier.tokenizer_state = model.tokenizer_state\n", "", "分词器没有带过来"),
         ('{**super().get_extra_state(), "labels": self.labels}', "super().get_extra_state()", "标签没有写进"),
-        ("        self.out_head = nn.Linear(cfg.emb_dim, len(labels))\n", "", "model/classifier.py 第 21 行"),
-        ("nn.Linear(cfg.emb_dim, len(labels))", "nn.Linear(cfg.emb_dim, len(label))", "没有 label 这个名字"),
+        ("        self.out_head = nn.Linear(self.cfg.emb_dim, len(labels))\n", "", "model/classifier.py 第"),
+        ("nn.Linear(self.cfg.emb_dim, len(labels))", "nn.Linear(self.cfg.emb_dim, len(label))", "没有 label 这个名字"),
     ],
     "trainable": [
         ("for module in (model.final_norm, model.out_head):", "for module in (model.out_head,):", "漏了 final_norm"),

@@ -13,6 +13,7 @@ from model.trainable import set_trainable
 from utils.adapter import apply_adapter, read_adapter, save_adapter
 from utils.checkpoint import save_model, save_state
 from utils.errors import UserError
+from utils.hugging_face import open_weights_file
 
 
 @pytest.fixture
@@ -40,6 +41,16 @@ def test_base_and_adapter_equal_the_merged_model_file(saved, tmp_path):
     assert path.stat().st_size < 30_000
 
 
+def test_adapter_and_checkpoint_given_as_the_model_are_told_apart_from_one(saved, tmp_path):
+    _, tuned, path = saved
+    save_state(tmp_path / "step.ckpt", {"model": tuned.state_dict()})
+    for wrong in (path, tmp_path / "step.ckpt"):
+        with pytest.raises(UserError, match=f"{wrong.name}：是 LoRA 的适配器或检查点.*--adapter_path"):
+            open_weights_file(wrong)
+    save_model(tmp_path / "merged.pth", tuned)
+    assert open_weights_file(tmp_path / "merged.pth").labels == ["好", "坏"]
+
+
 def test_model_without_lora_writes_no_adapter(tmp_path):
     save_adapter(tmp_path / "a.lora", LanguageModel(tiny_config()))
     assert not (tmp_path / "a.lora").exists()
@@ -57,6 +68,10 @@ def test_other_base_is_named_as_the_reason(saved):
         {"_extra_state": {"rank": 2}},
         {"rank": "2"},
         {"rank": 0},
+        {"rank": True},
+        {"rank": 10**10},
+        {"alpha": float("nan")},
+        {"alpha": 10**400},
         {"projections": "some"},
         {"labels": [1]},
         {"template": 3},

@@ -1,6 +1,7 @@
 """benchmarks/：用极小的模型把测量程序走一遍；数字本身随机器而变，只看它们怎样得来、写到哪里。"""
 
 import argparse
+import gzip
 import re
 import shutil
 import sys
@@ -10,7 +11,20 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import data_size, fine_tuning, generation, peer, quality, run, scale, tables, train_step, weights
+from benchmarks import (
+    corpus_files,
+    data_size,
+    fine_tuning,
+    generation,
+    inside,
+    peer,
+    quality,
+    run,
+    scale,
+    tables,
+    train_step,
+    weights,
+)
 from benchmarks.measure import alternate, in_new_process, pooled
 from conftest import ROOT, tiny_config
 from conftest import run as run_program
@@ -150,12 +164,48 @@ def test_operations_agree_with_the_count_of_torch():
     assert workload.flops == pytest.approx(counter.get_total_flops(), rel=0.02)  # 6N 把偏置也当成矩阵
 
 
+def test_folder_of_many_files_is_measured(tmp_path, monkeypatch, corpus_text):
+    monkeypatch.setattr(corpus_files, "in_new_process", in_this_process)
+    monkeypatch.setattr("benchmarks.corpus_files.os.sched_setaffinity", lambda *args: None, raising=False)
+    corpus = tmp_path / "语料.txt"
+    corpus.write_text(corpus_text, encoding="utf-8")
+    text = corpus_files.run(argparse.Namespace(quick=True, rounds=1, corpus=corpus, size_gb=0.002))
+    speeds, starts, trainings = read_tables(text)
+    assert "2 MB" in text and [row[0] for row in speeds] == ["一个核", "全部的核"]
+    assert first_number(starts[1][1]) < first_number(starts[0][1])  # 第二次不再读语料
+    assert first_number(starts[1][2]) < first_number(starts[0][2])
+    assert [row[0] for row in trainings] == ["语料.txt", "文件夹"] and first_number(trainings[1][1]) > 0
+
+
+def test_made_up_folder_is_the_same_every_time(tmp_path, corpus_text):
+    source = tmp_path / "a.txt"
+    source.write_text(corpus_text, encoding="utf-8")
+    contents = []
+    for name in ("one", "two"):
+        paths = corpus_files.make_folder(source, tmp_path / name, 10**6)
+        contents.append([gzip.decompress(p.read_bytes()) if p.suffix == ".gz" else p.read_bytes() for p in paths])
+    assert contents[0] == contents[1] and len(set(contents[0])) == corpus_files.NUM_FILES
+    assert sum(map(len, contents[0])) >= 10**6
+
+
 def test_what_does_not_fit_is_calculated_not_measured(monkeypatch):
     monkeypatch.setattr(scale.psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
     workloads = [scale.Workload.read(ROOT / "benchmarks/tiny_config.json")]
     assert scale.measure_what_fits(workloads, rounds=1) == {}
     ((row,),) = read_tables(scale.cpu_table(workloads, {}))
     assert row[3].endswith("（推算）") and row[4].endswith("（推算）")
+
+
+def test_page_and_index_are_timed_and_weighed(monkeypatch, tmp_path):
+    monkeypatch.setattr(inside, "in_new_process", in_this_process)
+    corpus = tmp_path / "语料.txt"
+    corpus.write_text("".join(chr(0x4E00 + number * 7 % 977) for number in range(3000)), encoding="utf-8")
+    text = inside.run(argparse.Namespace(quick=True, rounds=1, corpus=corpus))
+    (rows,) = read_tables(text)
+    explained, built, found = (first_number(row[1]) for row in rows)
+    assert explained > built > 0 and found > 0
+    assert "tiny_config.json，64 个 token" in rows[0][0] and "语料.txt（3,000 字）" in rows[1][0]
+    assert 0.05 < float(re.search(r"网页 ([\d.]+) MB", text)[1]) < 15
 
 
 def test_results_go_between_the_markers_and_nowhere_else(tmp_path):

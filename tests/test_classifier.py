@@ -33,3 +33,14 @@ def test_labels_travel_with_the_model():
     _, classifier = make_classifier()
     state = classifier.state_dict()["_extra_state"]
     assert state["labels"] == LABELS and state["config"]["tie_weights"] is False
+
+
+def test_head_is_the_only_part_that_is_drawn():
+    model = LanguageModel(tiny_config())
+    torch.manual_seed(3)
+    classifier = Classifier.from_language_model(model, LABELS)
+    torch.manual_seed(3)
+    expected = torch.nn.Linear(32, 3)
+    torch.nn.init.normal_(expected.weight, std=0.02)
+    assert torch.equal(classifier.out_head.weight, expected.weight)
+    assert not any(parameter.is_meta for parameter in classifier.parameters())

@@ -50,6 +50,16 @@ def test_positional_argument_keeps_its_own_name(capsys):
     assert "\n位置参数:" in text and re.search(r"数据集 +下载哪一个", text)
 
 
+def test_usage_shows_what_may_be_left_out_or_repeated(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    parser = make_parser()
+    parser.add_argument("modules", metavar="模块", nargs="*")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["-h"])
+    usage = capsys.readouterr().out.split("\n\n")[0]
+    assert usage.endswith(" [模块 ...]") and "[--prompts 值 ...]" in usage and "[--compile]" in usage
+
+
 def test_good_arguments_are_converted():
     args = make_parser().parse_args(["--epochs", "7", "--model_path", "a/模型.pth", "--compile"])
     assert (args.epochs, args.model_path, args.compile, args.prompts) == (7, Path("a/模型.pth"), True, None)
@@ -150,6 +160,9 @@ def test_path_and_text_must_not_be_empty():
             cli.file_path(text)
     with pytest.raises(argparse.ArgumentTypeError, match="不能为空"):
         cli.plain_text("")
+    assert cli.visible_text(" 悟空\n") == "悟空"
+    with pytest.raises(argparse.ArgumentTypeError, match="不能为空"):
+        cli.visible_text(" \n")
 
 
 def test_projections_are_the_ones_lora_knows():

@@ -295,6 +295,11 @@ def test_difference_within_the_noise_decides_nothing(variations):
     assert "--seeds 3" in make_report(variations, [[5.0], [4.9], [6.0]], 1).remarks()[0]
 
 
+def test_equal_results_have_no_winner(variations):
+    report = make_report(variations, [[5.0], [5.0], [6.0]], 1)
+    assert report.remarks() == ["最低的 learning_rate=0.1 与 learning_rate=0.2 一样：分不出高下。"]
+
+
 def test_long_names_get_their_own_line(variations):
     report = make_report(variations, [[5.0], [4.0], [3.0]], 1)
     wide = Report(("很长的名字" * 4,), report.rows, report.budget, 1, report.data_path)

@@ -32,6 +32,14 @@ def test_oldest_turns_are_forgotten_first(assistant):
     assert "第一问" not in text and "二问" in text and text.endswith("问：三问\n答：")
 
 
+def test_long_dialogue_costs_no_more_than_what_is_remembered(assistant, monkeypatch):
+    expected, encoded = assistant.prompt_ids([MIDDLE] * 3 + [NEW]), []
+    original = type(assistant)._encode
+    monkeypatch.setattr(type(assistant), "_encode", lambda self, part: encoded.extend(part) or original(self, part))
+    token_ids = assistant.prompt_ids([MIDDLE] * 5000 + [NEW])
+    assert len(encoded) < 10 and token_ids[-len(expected) :] == expected[-len(token_ids) :]
+
+
 def test_question_that_never_fits_keeps_its_end(assistant):
     token_ids = assistant.prompt_ids([Turn("长" * 500)])
     assert len(token_ids) == 64 - MIN_ANSWER

@@ -9,7 +9,7 @@ import torch
 
 from conftest import ROOT, make_corpus
 from utils import corpus as corpus_module
-from utils import files, text_utils, token_file
+from utils import files, text_utils, token_file, vocabulary_text
 from utils.corpus import Corpus
 from utils.errors import UserError
 from utils.settings import TrainingSettings
@@ -101,8 +101,9 @@ def test_changed_code_replaces_the_old_cache(corpus_text, monkeypatch, cache_dir
 
 
 def test_fingerprint_covers_the_code_that_tokenizes():
-    used = {Path(module.__file__).name for module in (corpus_module, text_utils, token_file)}
-    assert used | {"text_file.py", "data_loader.py"} == set(corpus_module.TOKENIZING_CODE)
+    modules = (corpus_module, text_utils, token_file, vocabulary_text)
+    used = {Path(module.__file__).name for module in modules}
+    assert used | {"text_file.py", "data_loader.py", "sure_break.py"} == set(corpus_module.TOKENIZING_CODE)
 
 
 def test_damaged_cache_is_rebuilt(corpus_text, cache_dir, capsys):
@@ -126,12 +127,12 @@ def test_cache_that_cannot_be_written_does_not_matter(corpus_text, tmp_path, mon
 
 def test_vocabulary_of_a_long_text_comes_from_all_over_the_training_part(monkeypatch):
     """八成是“甲乙”，中间一成是“丙丁”，验证部分是“戊己”。"""
-    monkeypatch.setattr(corpus_module, "VOCABULARY_CHARACTERS", 1000)
+    monkeypatch.setattr(vocabulary_text, "VOCABULARY_CHARACTERS", 1000)
     text = "甲乙" * 2000 + "丙丁" * 500 + "甲乙" * 2000 + "戊己" * 500
     corpus = corpus_of(text, {"type": "bpe", "vocab_size": 300})
     tokens = {corpus.tokenizer.token_bytes(token_id) for token_id in range(corpus.tokenizer.vocab_size - 1)}
     assert {"甲乙".encode(), "丙丁".encode()} <= tokens and not any("戊".encode() in token for token in tokens)
-    sample = corpus_module._vocabulary_text(TextFile.scan(Path("语料.txt")), corpus.train_characters)
+    sample = vocabulary_text.text_from_file(TextFile.scan(Path("语料.txt")), corpus.train_characters)
     assert len(sample) == 1000 and 80 <= sample.count("丙") + sample.count("丁") <= 140
 
 

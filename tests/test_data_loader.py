@@ -1,5 +1,8 @@
 """utils/data_loader.py：划分、窗口、顺序。"""
 
+import tracemalloc
+from itertools import islice
+
 import pytest
 import torch
 
@@ -75,6 +78,44 @@ def test_order_handed_out_in_blocks_is_complete(monkeypatch):
     monkeypatch.setattr(data_loader, "ORDER_BLOCK", 64)
     assert list(EpochSampler(1000, 7)) == whole and all(type(index) is int for index in whole)
     assert list(EpochSampler(0, 7)) == []
+
+
+def test_order_of_a_corpus_that_is_not_huge_is_the_stored_one():
+    """以前的检查点要靠它接上，所以写法不能变。"""
+    sampler = EpochSampler(1_000_000, 123, stride=64)
+    sampler.epoch, sampler.done = 3, 15_000
+    generator = torch.Generator().manual_seed((123 + 0x9E3779B97F4A7C15 * 3) % 2**63)
+    order = torch.randperm(15_625, generator=generator)
+    phase = torch.randint(64, (), generator=generator)
+    assert list(sampler) == (phase + 64 * order[15_000:]).tolist()
+    assert data_loader.STORED_ORDER == 1 << 23
+
+
+@pytest.mark.parametrize("stride", [1, 8])
+def test_long_order_is_computed_and_can_be_entered_anywhere(monkeypatch, stride):
+    monkeypatch.setattr(data_loader, "STORED_ORDER", 99)
+    monkeypatch.setattr(torch, "randperm", lambda *args, **options: pytest.fail("存了整个顺序"))
+    orders = []
+    for seed, epoch in ((1, 1), (1, 2), (2, 1)):
+        sampler = EpochSampler(1000 * stride, seed, stride)
+        sampler.epoch = epoch
+        order = list(sampler)
+        phase = min(order)
+        assert sorted(order) == list(range(phase, phase + 1000 * stride, stride)) and max(order) < 1000 * stride
+        for sampler.done in (1, 500, 999, 1000):
+            assert list(sampler) == order[sampler.done :]
+        orders.append(order)
+    assert orders[0] != orders[1] and orders[0] != orders[2]
+
+
+def test_billion_windows_take_no_memory():
+    sampler = EpochSampler(10**9 * 128, 1, stride=128)
+    sampler.done = 900_000_000
+    tracemalloc.start()
+    starts = list(islice(sampler, 1000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(set(starts)) == 1000 and max(starts) < 10**9 * 128 and peak < 2e7
 
 
 def test_windows_are_slices_of_the_smallest_integers():

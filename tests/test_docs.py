@@ -1,29 +1,44 @@
-"""文档里的例子照抄就能运行，输出与文中写的一字不差；文档提到的文件都在。"""
+"""文档里的例子照抄就能运行，输出与文中写的一字不差；提到的文件、名字、参数都在。每一章的样子见 test_course.py。"""
 
+import ast
 import contextlib
+import importlib
 import io
 import re
+import sys
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from documented_commands import FENCE, INLINE, PAGES, SCRIPT, SHELLS
+from reader import PROGRAMS
+from torch.distributed.run import get_args_parser
 
 from conftest import ROOT
-from docs.pictures.__main__ import CHAPTERS, FOLDER, draw
 
 ESSAYS = sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "README.md")
-PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *(ROOT.glob("README.md"))]
 WITH_EXAMPLES = [*ESSAYS, ROOT / "docs" / "练习" / "README.md"]
 
 # 一个 python 代码块，以及紧跟着它（中间只隔空行）的 text 代码块
 EXAMPLE = re.compile(r"^```python\n(?P<code>.*?)^```$(?:\s*^```text\n(?P<output>.*?)^```$)?", re.MULTILINE | re.DOTALL)
 QUOTE = re.compile(r"^```py\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)  # 摘自项目代码，不运行
-FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
 PATH = re.compile(
-    r"(?<![A-Za-z0-9_./])"  # 不从网址或更长的路径中间取
-    r"(?:(?:model|utils)/[A-Za-z0-9_]+\.py|configs/[A-Za-z0-9_]+\.json|data/\w+\.[A-Za-z0-9]+)"
+    r"(?<![\w./*])"  # 不从网址或更长的路径中间取
+    r"(?:(?:(?:model|utils|checks|benchmarks|tests|docs)/(?:\w+/)*)?\w+\.py|configs/\w+\.json|data/\w+\.[A-Za-z0-9]+)\b"
 )
+# 行内代码里看得出是代码的名字：Trainer.run、_split_heads、LoRALinear、backward()
+NAME = re.compile(r"(?:[A-Za-z_]\w*\.)*_?[A-Za-z]\w+(?:\(\))?", re.ASCII)
+LOOKS_LIKE_CODE = re.compile(r"\w\w_\w|^_|\.|\(\)$|[a-z][A-Z]|[A-Z][A-Z][a-z]")
+FLAG = re.compile(r"(?<![\w-])--[a-z]\w+", re.ASCII)
+PRODUCT = re.compile(r"\.(?:pth|jsonl|html|png|lora|ckpt|bak|md|txt|csv|safetensors|bin)$")
+UNFINISHED = re.compile(r"\b(?:RESULT|TODO|FIXME|TBD|XXX)\b")
+
+LEARNERS_FILE = "练习.py"  # 读者自己建的
+OTHERS_NAMES = {  # 别人的：环境变量，transformers 的文件，PyTorch 里的算子和函数
+    *("PIP_INDEX_URL", "config.json", "LinearCrossEntropyOptions", "torch.nn.functional.linear_cross_entropy"),
+    *("linear_cross_entropy", "linear_dynamic", "linear_dynamic_fp16", "qlinear_pointwise", "_int_mm"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -49,14 +64,105 @@ def check_examples(page: Path) -> int:
 
 
 def missing_paths(page: Path) -> list[str]:
-    """page 提到而项目里没有、也不能用 data/download.py 下载的文件。"""
+    """page 提到而项目里没有、也不能用 data/download.py 下载的文件；链接指向的小节也要有。"""
     downloads = (ROOT / "data/download.py").read_text(encoding="utf-8")
     text = page.read_text(encoding="utf-8")
-    targets = [unquote(link["target"]).split("#")[0] for link in LINK.finditer(FENCE.sub("", text))]
-    links = [target for target in targets if target and not re.match(r"[a-z]+:", target)]
-    missing = [link for link in links if not (page.parent / link).exists()]
-    absent = [path for path in PATH.findall(text) if not (ROOT / path).exists()]
+    targets = [unquote(link["target"]) for link in LINK.finditer(FENCE.sub("", text))]
+    missing = [target for target in targets if not re.match(r"[a-z]+:", target) and not leads_somewhere(page, target)]
+    own = {LEARNERS_FILE, *(script["path"] for script in SCRIPT.finditer(text))}
+    absent = [path for path in PATH.findall(text) if not is_there(path) and path not in own]
     return missing + [path for path in absent if f'file_name="{Path(path).name}"' not in downloads]
+
+
+def leads_somewhere(page: Path, target: str) -> bool:
+    """page 里的链接 target：文件在，# 后面的小节也在。"""
+    name, _, anchor = target.partition("#")
+    path = page.parent / name if name else page
+    return path.exists() and (not anchor or anchor in anchors_of(path.read_text(encoding="utf-8")))
+
+
+def anchors_of(text: str) -> set[str]:
+    """各个标题在 GitHub 上的锚：小写，去掉标点，空格变成 -。"""
+    titles = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def is_there(path: str) -> bool:
+    """在项目里；只写文件名的，在哪个文件夹里都行。"""
+    folders = ("", "model", "utils", "checks", "benchmarks", "tests", "data")
+    return any((ROOT / folder / path).exists() for folder in (folders if "/" not in path else ("",)))
+
+
+def read_all(*patterns: str) -> str:
+    paths = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+    return "\n".join(path.read_text(encoding="utf-8") for path in paths)
+
+
+CODE = read_all("*.py", "model/*.py", "utils/**/*.py", "checks/*.py", "benchmarks/*.py", "data/*.py")
+WORDS = set(re.findall(r"\w+", CODE + read_all("configs/*.json")))
+
+
+def class_bodies() -> dict[str, str]:
+    """{类名: 它的代码}；在项目里继承的，连同上一级的。"""
+    files = [path for folder in ("model", "utils") for path in (ROOT / folder).rglob("*.py")]
+    sources = [path.read_text(encoding="utf-8") for path in files]
+    trees = [(node, source) for source in sources for node in ast.walk(ast.parse(source))]
+    found = [(node, source) for node, source in trees if isinstance(node, ast.ClassDef)]
+    bodies = {node.name: ast.get_source_segment(source, node) for node, source in found}
+    parents = {node.name: [base.id for base in node.bases if isinstance(base, ast.Name)] for node, _ in found}
+    return {name: "\n".join(bodies.get(part, "") for part in [name, *parents[name]]) for name in bodies}
+
+
+CLASSES = class_bodies()
+
+
+def unknown_names(text: str) -> list[str]:
+    """行内代码提到而代码里没有的函数、类、字段；例子里自己定义的算有。"""
+    own = set(re.findall(r"\w+", " ".join(fence["body"] for fence in FENCE.finditer(text))))
+    prose = INLINE.findall(FENCE.sub("", text))
+    names = [code for code in prose if NAME.fullmatch(code) and LOOKS_LIKE_CODE.search(code)]
+    return [name for name in names if name not in OTHERS_NAMES and not is_known(name.removesuffix("()"), own)]
+
+
+def is_known(name: str, own: set[str]) -> bool:
+    """文件看在不在，训练的产物不看；Trainer.run 要 run 在 Trainer 里面；其余的词要在代码或例子里出现。"""
+    if re.search(r"\.(?:py|json)$", name):
+        return is_there(name) or (ROOT / "configs" / name).exists()
+    if PRODUCT.search(name):
+        return True
+    owner, _, member = name.rpartition(".")
+    if owner in CLASSES:
+        return bool(re.search(rf"\b{member}\b", CLASSES[owner]))
+    return all(part in WORDS | own for part in name.split("."))
+
+
+SOURCES = [path.read_text(encoding="utf-8") for folder in ("model", "utils") for path in (ROOT / folder).glob("*.py")]
+
+
+def is_quoted(quote: str) -> bool:
+    """quote 的各行都在同一个文件里，次序也一样；中间可以略去几行。"""
+    wanted = [line.strip() for line in quote.splitlines() if line.strip()]
+    files = [iter([line.strip() for line in source.splitlines()]) for source in SOURCES]
+    return any(all(line in lines for line in wanted) for lines in files)
+
+
+@pytest.fixture(scope="module")
+def flags() -> set[str]:
+    """全部程序和 torchrun 的 --help 里的参数。"""
+    text = io.StringIO(get_args_parser().format_help())
+    text.seek(0, io.SEEK_END)
+    with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(text):
+        for module in map(importlib.import_module, PROGRAMS.values()):
+            monkeypatch.setattr(sys, "argv", [module.__name__, "--help"])
+            with contextlib.suppress(SystemExit):
+                module.parse_args()
+    return set(FLAG.findall(text.getvalue()))
+
+
+def unknown_flags(text: str, flags: set[str]) -> list[str]:
+    """行内代码单独提到、哪个程序都没有的参数；整条命令由 test_commands.py 运行。"""
+    mentioned = [code for code in INLINE.findall(FENCE.sub("", text)) if code.startswith("--")]
+    return [flag for code in mentioned for flag in FLAG.findall(code) if flag not in flags]
 
 
 @pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: page.stem)
@@ -65,10 +171,16 @@ def test_examples_print_what_the_essay_says(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_quoted_lines_are_in_the_code(page):
-    code = "\n".join(path.read_text(encoding="utf-8") for path in (*ROOT.glob("model/*.py"), *ROOT.glob("utils/*.py")))
-    quotes = QUOTE.findall(page.read_text(encoding="utf-8"))
-    assert [line for quote in quotes for line in quote.splitlines() if line.strip() not in code] == []
+def test_quoted_lines_are_in_one_file_in_the_same_order(page):
+    assert [quote for quote in QUOTE.findall(page.read_text(encoding="utf-8")) if not is_quoted(quote)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_is_of_a_kind_that_is_checked(page):
+    text = page.read_text(encoding="utf-8")
+    languages = [fence["language"] for fence in FENCE.finditer(text)]
+    assert set(languages) <= {*SHELLS, "py", "python", "python3", "text", "json", ""}
+    assert languages.count("python3") == len(SCRIPT.findall(text))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -76,16 +188,19 @@ def test_mentioned_files_and_links_exist(page):
     assert missing_paths(page) == []
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS)
-def test_picture_is_what_its_script_draws(chapter):
-    assert (FOLDER / f"{chapter}.svg").read_text(encoding="utf-8") == draw(chapter)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_mentioned_names_are_in_the_code(page):
+    assert unknown_names(page.read_text(encoding="utf-8")) == []
 
 
-def test_map_lists_every_essay():
-    text = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    listed = {unquote(link["target"]) for link in LINK.finditer(text)}
-    assert ESSAYS
-    assert {path.name for path in ESSAYS} <= listed
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_mentioned_flags_are_those_of_a_program(page, flags):
+    assert unknown_flags(page.read_text(encoding="utf-8"), flags) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_nothing_is_left_to_be_filled_in(page):
+    assert UNFINISHED.findall(page.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize(
@@ -109,3 +224,45 @@ def test_missing_file_is_caught(tmp_path):
     page = tmp_path / "essay.md"
     page.write_text("见[别处](没有.md)，代码在 `model/nothing.py`，[网址](https://example.com)。", encoding="utf-8")
     assert missing_paths(page) == ["没有.md", "model/nothing.py"]
+
+
+def test_missing_file_of_any_folder_is_caught(tmp_path):
+    page = tmp_path / "essay.md"
+    page.write_text(
+        "`checks/nothing.py`、`pretrian.py`、`utils/report_page/x.py`；`run.py` 和 `verify.py` 有。", encoding="utf-8"
+    )
+    assert missing_paths(page) == ["checks/nothing.py", "pretrian.py", "utils/report_page/x.py"]
+
+
+def test_link_to_a_missing_section_is_caught(tmp_path):
+    page = tmp_path / "essay.md"
+    page.write_text("# 一章\n\n## RoPE 与 `rotate`\n\n[有](#rope-与-rotate)，[没有](essay.md#别处)。", encoding="utf-8")
+    assert missing_paths(page) == ["essay.md#别处"]
+
+
+@pytest.mark.parametrize(
+    "quote",
+    [
+        "self.keys[layer, :, :, self.length : end] = key\n",
+        "x = x + 1\n",
+        "return self.final_norm(x)\nx = block(x, self.position, cache)\n",
+    ],
+    ids=["part_of_a_line", "not_in_the_code", "other_order"],
+)
+def test_altered_quote_is_caught(quote):
+    assert is_quoted("self.keys[layer, :, :, self.length : end] = keys\n") and not is_quoted(quote)
+
+
+def test_unknown_name_is_caught():
+    text = """`Trainer.run`、`_split_heads`、`own_function`、`model.pth`、`x`、`softmax`、`W_O` 都有或不算。
+`Trainer.jog`、`_split_tails`、`LoRALiner`、`train_utils.nothing()` 没有。
+
+```python
+def own_function(): ...
+```
+"""
+    assert unknown_names(text) == ["Trainer.jog", "_split_tails", "LoRALiner", "train_utils.nothing()"]
+
+
+def test_unknown_flag_is_caught(flags):
+    assert unknown_flags("`--max_steps 3 --max_step`，`make --trace` 不归这里管", flags) == ["--max_step"]

@@ -1,7 +1,10 @@
 """explain.py 从头到尾：像用户那样从命令行运行，再从网页自己的数据重算。"""
 
+import argparse
 import os
 import re
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from page_data import DATA, read_data, unpack
 from torch.nn import functional as F
 
 from conftest import ROOT, run, write_config
+from explain import same_generation
 from model.config import ModelConfig
 from model.language_model import LanguageModel
 from utils.checkpoint import read_model_file, save_model
@@ -148,8 +152,9 @@ def test_next_logits_are_complete(data, loaded, token_ids):
 
 
 def test_generated_text_is_that_of_generate(trained, data, loaded):
-    flags = ["--temperature", 1.2, "--top_k", 40, "--max_new_tokens", 14, "--seed", 5]
-    written = run("generate.py", "--prompt", PROMPT, *flags, cwd=trained).stdout
+    """网页上的命令，接上滑块开始时的位置，写出的就是网页上的那一段。"""
+    _, program, *arguments = shlex.split(data["command"])
+    written = run(program, *arguments, "--temperature", 1.2, "--top_k", 40, cwd=trained).stdout
     steps = data["generation"]["steps"]
     assert written.rstrip("\n") == (PROMPT + loaded[1].decode([step["id"] for step in steps])).rstrip("\n")
 
@@ -221,6 +226,14 @@ def test_broken_bytes_and_a_single_character_are_explained(trained, tmp_path):
         explain(trained, f"--prompt={prompt}", "--output", tmp_path / "a.html", "--max_new_tokens", 2)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows 的命令行另有一套引号")
+def test_command_on_the_page_survives_the_shell():
+    prompt, config = '-话 "x" $HOME `ls`\n</script>', Path("我的 配置.json")
+    args = argparse.Namespace(model_path=Path("a b.pth"), config=config, prompt=prompt, max_new_tokens=3, seed=1)
+    expected = ["--model_path", "a b.pth", "--config", str(config), f"--prompt={prompt}", "--max_new_tokens", "3"]
+    assert shlex.split(same_generation(args)) == ["python", "generate.py", *expected, "--seed", "1"]
+
+
 def test_long_and_strange_inputs_are_shortened_and_said_so(trained, tmp_path):
     text = NASTY * 200
     flags = [f"--prompt={text}", f"--continuation={text}", "--max_new_tokens", 1000, "--output", tmp_path / "a.html"]
@@ -271,7 +284,7 @@ BAD_ARGUMENTS = [
     (["--prompt", "悟空", "--output", ""], "--output", "空"),
     (["--prompt", "悟空", "--output", "."], ".", "是一个文件夹"),
     (["--prompt", "悟空", "--output", "model.pth"], "model.pth", "同时是输入文件"),
-    (["--prompt", "悟空", "--output", "corpus.txt/a.html"], "无法写入"),
+    (["--prompt", "悟空", "--output", "corpus.txt/a.html"], "无法写入", "路径里有一段是文件，不是文件夹"),
     (["--prompt", "悟空", "--model_path", "没有.pth"], "没有.pth", "找不到模型文件"),
     (["--prompt", "悟空", "--model_path", "corpus.txt"], "corpus.txt", "已损坏或不是模型文件"),
     (["--prompt", "悟空", "--config", "没有.json"], "没有.json", "找不到配置文件"),

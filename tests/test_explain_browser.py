@@ -128,7 +128,7 @@ def test_sliders_change_the_bars_as_python_says(page, data):
         page.press("ArrowRight")
     assert page.evaluate("document.querySelector('#input-temperature').value") == "1"
     assert texts(page, "#candidates .bar-text")[0].startswith(expected_first(Sampling(1.0, 40)))
-    assert "--temperature 1 --top_k 40" in text(page, "#flags")
+    assert text(page, "#flags") == f"{data['command']} --temperature 1 --top_k 40"
 
     for name, value in (("top_k", 5), ("top_p", 0.7), ("repetition_penalty", 1.5)):
         page.evaluate(
@@ -250,6 +250,21 @@ def test_generation_goes_step_by_step_and_the_cache_grows(page, data):
     assert page.evaluate(used) == 0
 
 
+def test_long_text_scrolls_in_its_own_box_to_the_chosen_token(page):
+    page.resize(360)
+    for name, change in (
+        ("written", "step: data.generation.steps.length - 1"),
+        ("loss-text", "lossAt: data.loss.ids.length - 1"),
+    ):
+        page.evaluate(f"find({name!r}).style.maxHeight = '40px'")
+        page.evaluate(f"find({name!r}).append(...Array.from({{ length: 200 }}, () => element('span', {{}}, '字')))")
+        page.evaluate(f"state.lossAt = -1; select({{ {change} }})")
+        inside = """(() => { const box = find("NAME").getBoundingClientRect();
+        const word = find("NAME").querySelector(".selected").getBoundingClientRect();
+        return word.top >= box.top - 1 && word.bottom <= box.bottom + 1; })()"""
+        assert page.evaluate(inside.replace("NAME", name)), name
+
+
 def test_residual_stream_and_norm_follow_the_chosen_row(page, data):
     focus(page, '#stream-table [tabindex="0"]')
     for _ in range(2 * data["config"]["num_layers"]):
@@ -263,6 +278,18 @@ def test_loss_is_explained_with_its_numbers(page, data):
     losses = unpack(data["loss"]["log_sums"]) - unpack(data["loss"]["right"])
     assert f"= {losses[0]:.3f} nat" in text(page, "#loss-detail")
     assert f"= {losses.mean():.3f} nat/token" in text(page, "#loss-detail")
+
+
+def test_small_and_negative_numbers_read_well(page):
+    expressions = ["exactPercent(0.25)", "exactPercent(0)", "exactPercent(2.5e-6)", "exactPercent(1e-12)"]
+    expressions += ["subtrahend(number(-1.5))", "subtrahend(number(1.5))"]
+    found = page.evaluate(f"[{', '.join(expressions)}]")
+    assert page.evaluate("[about(12.34), about(64087.2)]") == ["12.3", "64,087"]
+    assert found == ["25.0%", "0%", "0.00025%", "1.0e-10%", "(−1.50)", "1.50"]
+    page.evaluate("tensor(data.loss.right).values.fill(-5); tensor(data.loss.log_sums).values.fill(7)")
+    page.evaluate("explainLoss(state.lossAt)")
+    assert "p = exp(−5.000 − 7.000) = 0.00061%" in text(page, "#loss-detail")
+    assert "7.000 − (−5.000) = 12.000 nat" in text(page, "#loss-detail")
 
 
 def test_both_themes_and_the_button(page):

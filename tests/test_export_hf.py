@@ -68,6 +68,7 @@ def assert_refused(folder, *flags, words):
 )
 def test_transformers_opens_it_and_it_comes_back_bit_equal(tmp_path, tokenizer, changes):
     model = build(tokenizer, **changes)
+    model.template = "zh" if changes else None  # 指令模型的模板也要回得来
     folder = export(model, tmp_path)
     reference, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(loading.values())

@@ -48,7 +48,8 @@ def listing(folder):
 
 
 def pretrain(folder, *args, **options):
-    return run("pretrain.py", "--config", "tiny.json", "--data_path", "corpus.txt", *args, cwd=folder, **options)
+    # --data_path 可以有几个，所以不放在最后
+    return run("pretrain.py", "--data_path", "corpus.txt", "--config", "tiny.json", *args, cwd=folder, **options)
 
 
 def assert_refused(result, *parts, code=2):
@@ -277,7 +278,6 @@ def test_number_that_overflows_to_infinity_is_refused(folder):
     ("path", "parts"),
     [
         ("none.json", ["none.json", "找不到配置文件", "gpt2_config_124M.json"]),
-        (".", ["不是普通文件"]),
         pytest.param("pipe", ["pipe", "不是普通文件"], marks=NO_FIFO),
         pytest.param("/dev/zero", ["/dev/zero", "不是普通文件"], marks=NO_UNIX_PATH),
         ("corpus.txt/x", ["corpus.txt/x", "打不开配置文件"]),
@@ -318,7 +318,6 @@ def test_absent_device_is_refused(folder):
     ("path", "parts"),
     [
         ("none.txt", ["none.txt", "找不到数据文件"]),
-        (".", ["不是普通文件"]),
         pytest.param("pipe", ["pipe", "不是普通文件"], marks=NO_FIFO),
         pytest.param("/dev/zero", ["/dev/zero", "不是普通文件"], marks=NO_UNIX_PATH),
         ("tiny.json/x", ["tiny.json/x"]),

@@ -379,7 +379,7 @@ def test_setting_that_cannot_change_is_named(folder, flags, part):
 
 def test_other_configuration_is_named(folder):
     write_config(folder, num_heads=8)
-    refuse_resume(folder, "num_heads 是 4，现在的配置是 8")
+    refuse_resume(folder, "num_heads 是 4，现在是 8")
 
 
 def test_finished_run_can_be_continued_for_longer(folder):

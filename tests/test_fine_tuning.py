@@ -6,33 +6,41 @@ import pytest
 
 from conftest import tiny_config
 from model.language_model import LanguageModel
+from model.lora import LoRAConfig
+from model.trainable import set_trainable
 from utils.errors import UserError
-from utils.fine_tuning import choose_trainable, fixed_arguments
+from utils.fine_tuning import check_lora_rank, digest_of, fixed_details, quote
+from utils.labeled_text import LabeledText
 
 
 def arguments(trainable: str, rank: int) -> argparse.Namespace:
     return argparse.Namespace(trainable=trainable, lora_rank=rank, lora_alpha=4.0, lora_projections="attention")
 
 
-def num_trained(model) -> int:
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
 def test_rank_larger_than_the_matrix_is_refused():
-    model = LanguageModel(tiny_config())
     with pytest.raises(UserError, match="--lora_rank：不能超过模型的 emb_dim=32，收到 33"):
-        choose_trainable(model, arguments("lora", 33))
-    choose_trainable(model, arguments("all", 10**6))
-    assert num_trained(model) == sum(parameter.numel() for parameter in model.parameters())
+        check_lora_rank(arguments("lora", 33), tiny_config())
+    check_lora_rank(arguments("lora", 32), tiny_config())
+    check_lora_rank(arguments("all", 10**6), tiny_config())
 
 
-def test_lora_is_added_as_the_arguments_say():
+def test_what_may_not_change_is_recorded():
     model = LanguageModel(tiny_config())
-    choose_trainable(model, arguments("lora", 32))
-    layers, projections = len(model.trf_blocks), 4
-    assert num_trained(model) == layers * projections * 2 * 32 * 32
+    start = fixed_details(model, arguments("all", 2))
+    assert start.keys() == {"trainable", "起点的指纹"}  # 秩只对 lora 有用
+    set_trainable(model, "lora", LoRAConfig(2))
+    expected = {"lora_rank": 2, "lora_alpha": 4.0, "lora_projections": "attention"}
+    assert fixed_details(model, arguments("lora", 2)) == {**start, "trainable": "lora", **expected}
+    other = fixed_details(LanguageModel(tiny_config()), arguments("all", 2))
+    assert other["起点的指纹"] != start["起点的指纹"]
 
 
-def test_arguments_that_may_not_change_are_recorded():
-    expected = {"trainable": "lora", "lora_rank": 2, "lora_alpha": 4.0, "lora_projections": "attention"}
-    assert fixed_arguments(arguments("lora", 2)) == expected
+def test_digest_tells_data_apart():
+    records = [LabeledText("好", "甲"), LabeledText("坏", "乙")]
+    assert digest_of(records) == digest_of(list(records))
+    assert len({digest_of(records), digest_of(records[::-1]), digest_of(records[:1])}) == 3
+
+
+def test_quoted_text_is_short_and_on_one_line():
+    assert quote("恭喜\n中奖") == "“恭喜 中奖”"
+    assert quote("长" * 13) == f"“{'长' * 12}……”"

@@ -80,6 +80,8 @@ def test_labels_and_vocabulary_travel_in_the_model_file(folder, tuned):
 def test_classify_answers_once_and_in_a_dialogue(folder, tuned):
     once = run("classify.py", "--text", "免费领取 点击链接 中奖", cwd=folder)
     assert once.code == 0 and re.fullmatch(r"垃圾（\d+\.\d%）\n", once.stdout)
+    spaced = run("classify.py", "--text", " 免费领取 点击链接 中奖\n", cwd=folder)
+    assert spaced.stdout == once.stdout  # 训练时也去掉了首尾的空白
     piped = run("classify.py", cwd=folder, stdin="回家吃饭 谢谢你\n\n加微信 贷款 中奖\nexit\n")
     answers = re.findall(r"模型: (\S+)（", piped.stdout)
     assert (piped.code, answers) == (0, ["正常", "垃圾"])
@@ -107,7 +109,12 @@ def test_small_adapter_and_base_answer_like_the_merged_model(folder, tuned):
         for flags in (("--model_path", "l.pth"), apart)
     }
     assert len(answers) == 1 and "正常（" in answers.pop()
-    refuse(folder, "classify.py", ["--model_path", "l.pth", "--adapter_path", "l.pth.lora"], "l.pth：是分类模型")
+    refuse(
+        folder,
+        "classify.py",
+        ["--model_path", "l.pth", "--adapter_path", "l.pth.lora"],
+        "l.pth：已经是分类模型，不用再加适配器",
+    )
     refuse(folder, "classify.py", ["--model_path", "model.pth", "--adapter_path", "l.pth"], "l.pth：已损坏或不是适配器")
 
 
@@ -119,11 +126,21 @@ def test_frozen_weights_stay_as_they_were(folder, tuned):
 
 
 def test_interrupted_run_resumes(folder, tuned):
+    base = torch.load(folder / "model.pth", weights_only=True)
+    base["trf_blocks.0.attn.W_query.weight"] += 1
+    torch.save(base, folder / "other.pth")
     first = finetune(folder, "--output_path", "again.pth", "--max_steps", 7)
     second = finetune(folder, "--output_path", "again.pth", "--resume")
     assert first.code == second.code == 0 and "从第 7 步继续" in second.stdout
     other = finetune(folder, "--output_path", "again.pth", "--resume", "--trainable", "head")
-    assert other.code == 2 and "trainable 是 all，现在的配置是 head" in other.stderr
+    assert other.code == 2 and "trainable 是 all，现在是 head" in other.stderr
+    lines = (folder / "spam.csv").read_text(encoding="utf-8").replace("垃圾,", "广告,")
+    (folder / "renamed.csv").write_text(lines, encoding="utf-8")
+    flags = ("--output_path", "again.pth", "--resume", "--data_path", "renamed.csv", "--allow_data_change")
+    renamed = finetune(folder, *flags)  # 头学的是原来的标签
+    assert renamed.code == 2 and "标签 是 垃圾、正常，现在是 广告、正常" in renamed.stderr
+    start = finetune(folder, "--output_path", "again.pth", "--resume", "--model_path", "other.pth")
+    assert start.code == 2 and "起点的指纹 是 " in start.stderr
 
 
 def refuse(folder, program, args, *parts):

@@ -67,6 +67,10 @@ def test_chat_answers_one_instruction_and_shows_the_prompt(folder, tuned):
     result = run("chat.py", "--instruction", "第一个字", "--input", "悟空八戒", "--show_prompt", cwd=folder)
     assert result.code == 0 and result.stdout.strip() and result.stdout.count("\n") == 1
     assert result.stderr.startswith("［问：第一个字\n") or "答：］" in result.stderr
+    spaced = run("chat.py", "--instruction", " 第一个字 ", "--input", " 悟空八戒", "--show_prompt", cwd=folder)
+    assert (spaced.stdout, spaced.stderr) == (result.stdout, result.stderr)
+    without = run("chat.py", "--instruction", "你好", "--input", "", "--show_prompt", cwd=folder)
+    assert without.code == 0 and "［问：你好\n答：］" in without.stderr
 
 
 def test_dialogue_remembers_as_far_as_the_context_reaches(folder, tuned):
@@ -146,6 +150,6 @@ def test_resume_with_other_details_is_refused(folder, tuned):
     flags = ("--output_path", "details.pth", "--max_steps", 2, "--trainable", "lora")
     assert finetune(folder, *flags).code == 0
     other = finetune(folder, *flags, "--resume", "--lora_rank", 4)
-    assert other.code == 2 and "lora_rank 是 8，现在的配置是 4" in other.stderr
+    assert other.code == 2 and "lora_rank 是 8，现在是 4" in other.stderr
     other = finetune(folder, *flags, "--resume", "--template", "en")
-    assert other.code == 2 and "template 是 zh，现在的配置是 en" in other.stderr
+    assert other.code == 2 and "template 是 zh，现在是 en" in other.stderr

@@ -78,6 +78,28 @@ def test_config_of_another_model_is_noticed():
 
 
 @pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"vocab_size": 299}, "model.safetensors：与旁边的 config.json 不符：vocab_size 权重为 300，它写的是 299"),
+        ({"n_positions": 1024}, "n_positions 权重为 16"),
+        ({"n_layer": 3}, "n_layer 权重为 2"),
+        ({"n_inner": 128}, "n_inner 权重为 512"),
+        ({"n_head": 3}, "config.json：n_head 应能整除 n_embd=128，收到 3"),
+        ({"n_head": "2"}, "config.json：n_head 应"),
+        ({"resid_pdrop": 1.5}, r"config.json：resid_pdrop 应在 \[0, 1\) 内，收到 1.5"),
+        ({"resid_pdrop": None}, "config.json：resid_pdrop 应"),
+    ],
+)
+def test_field_that_contradicts_the_weights_is_named(settings, words):
+    with pytest.raises(UserError, match=words):
+        recognize_config(PATH, shapes_of(), settings)
+
+
+def test_empty_inner_size_means_four_times():
+    assert recognize_config(PATH, shapes_of(), {"n_inner": None})["hidden_dim"] == 512
+
+
+@pytest.mark.parametrize(
     "text",
     [
         '{"model_type": "llama"}',
@@ -87,6 +109,7 @@ def test_config_of_another_model_is_noticed():
         '{"scale_attn_by_inverse_layer_idx": true}',
         '{"add_cross_attention": true}',
         '{"activation_function": {"a": [1]}}',
+        '{"prompt_template": ["zh"]}',
     ],
 )
 def test_settings_that_change_the_computation_are_refused(tmp_path, text):

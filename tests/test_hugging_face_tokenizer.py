@@ -112,6 +112,9 @@ def test_gpt2_of_any_origin_is_recognized(tmp_path):
     values["model"]["vocab"]["<|endoftext|>"] = 50256
     path.write_text(json.dumps(values), encoding="utf-8")
     assert read_tokenizer(tmp_path) == {"type": "gpt2"}
+    path.write_text(json.dumps({**values, "normalizer": {"type": "Lowercase"}}), encoding="utf-8")
+    with pytest.raises(UserError, match="不是 GPT-2 的分词器"):  # 词表相同，编码却不同
+        read_tokenizer(tmp_path)
 
 
 def test_saved_again_by_transformers_it_is_still_ours(pair, tmp_path):

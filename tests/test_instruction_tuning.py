@@ -57,22 +57,30 @@ def test_long_sample_is_cut_and_one_without_an_answer_is_left_out(tokenizer):
     assert len(dataset[0][0]) == 40
 
 
+class Perfect(torch.nn.Module):
+    """总把目标猜对；词表补齐的 num_padded 个 id 分数更高，但生成时抽不到。"""
+
+    def __init__(self, dataset, num_padded: int = 0):
+        super().__init__()
+        self.unused, self.num_padded = torch.nn.Parameter(torch.zeros(1)), num_padded
+        self.targets = iter([dataset[index][1].clamp(min=0) for index in range(len(dataset))])
+
+    def forward(self, inputs):
+        scores = torch.nn.functional.one_hot(next(self.targets), 300)[None].float()
+        return torch.nn.functional.pad(scores, (0, self.num_padded), value=9.0)
+
+
 def test_truncated_answer_is_never_exactly_right(tokenizer):
-    class Perfect(torch.nn.Module):
-        """总把目标猜对。"""
-
-        def __init__(self, dataset):
-            super().__init__()
-            self.unused = torch.nn.Parameter(torch.zeros(1))
-            self.targets = iter([dataset[index][1].clamp(min=0) for index in range(len(dataset))])
-
-        def forward(self, inputs):
-            return torch.nn.functional.one_hot(next(self.targets), 300)[None].float()
-
     records = [conversation(("短", "答" * 90), task="长"), conversation(("短", "答"), task="短")]
     dataset = InstructionDataset(records, ZH, tokenizer, 40)
     loader = create_loaders(dataset, dataset, TrainingSettings(batch_size=1), 0)[1]
     assert measure_exact_match(Perfect(dataset), loader) == {"长": (0, 1), "短": (1, 1)}
+
+
+def test_padded_ids_do_not_count_as_guesses(tokenizer):
+    dataset = InstructionDataset([conversation(("短", "答"))], ZH, tokenizer, 40)
+    loader = create_loaders(dataset, dataset, TrainingSettings(batch_size=1), 0)[1]
+    assert measure_exact_match(Perfect(dataset, num_padded=4), loader) == {"聊天": (1, 1)}
 
 
 def test_exact_match_equals_greedy_generation(tokenizer):

@@ -1,4 +1,4 @@
-"""utils/labeled_text.py：三种写法都读得进，坏的写明第几条；三部分没有相同的文字。"""
+"""utils/labeled_text.py：三种写法都读得进，坏的写明第几行；三部分没有相同的文字。"""
 
 import csv
 import json
@@ -6,7 +6,7 @@ import json
 import pytest
 
 from utils.errors import UserError
-from utils.labeled_text import LabeledText, digest_of, labels_of, read_labeled_texts, split_records
+from utils.labeled_text import LabeledText, labels_of, read_labeled_texts, split_records
 
 RECORDS = [LabeledText("好" if i % 3 else "坏", f'第 {i} 条, 有"引号"') for i in range(60)]
 
@@ -28,11 +28,14 @@ def as_csv(delimiter: str = ",", header: str = "label{}text") -> str:
         as_csv("\t"),
         "\ufeff" + as_csv().replace("\n", "\r\n"),
         "\n".join(f"{record.label}\t{record.text}" for record in RECORDS),
+        as_csv().replace("\n", "\n \n") + "\n,\n,,\n",
+        "\n\n" + "\n".join(f"{record.label}\t{record.text}" for record in RECORDS),
         "\n\n".join(json.dumps({"text": r.text, "label": r.label, "更多": 1}, ensure_ascii=False) for r in RECORDS),
+        "\n".join(json.dumps({"标签": r.label, "文本": r.text}, ensure_ascii=False) for r in RECORDS),
         "编号,文本,标签\n"
         + "\n".join(f'{i},"{r.text.replace(chr(34), chr(34) * 2)}",{r.label}' for i, r in enumerate(RECORDS)),
     ],
-    ids=["csv", "tsv", "windows", "uci", "jsonl", "columns"],
+    ids=["csv", "tsv", "windows", "uci", "blank_rows", "uci_after_blank_lines", "jsonl", "jsonl_in_chinese", "columns"],
 )
 def test_every_format_gives_the_same_records(tmp_path, content):
     assert read_labeled_texts(write(tmp_path / "data", content)) == RECORDS
@@ -40,18 +43,21 @@ def test_every_format_gives_the_same_records(tmp_path, content):
 
 BAD = [
     (as_csv() + "\n好", "第 62 行只有 1 列"),
-    (as_csv() + "\n好,", "第 62 条的文字是空的"),
-    (as_csv() + '\n"",文字', "第 62 条的标签是空的"),
-    (as_csv() + '\n好,"没有合上', "不是合法的 CSV"),
-    (as_csv() + '\n坏,"第 1 条, 有""引号"""', "第 62 条与前面的一条文字相同，标签却是 坏 而不是 好"),
+    (as_csv() + "\n好,", "第 62 行的文字是空的"),
+    (as_csv() + '\n"",文字', "第 62 行的标签是空的"),
+    (as_csv() + '\n好,"没有合上\n好,一\n好,二', "从第 62 行起不是合法的 CSV"),
+    (as_csv() + '\n坏,"第 1 条, 有""引号"""', "第 62 行与前面的一条文字相同，标签却是 坏 而不是 好"),
     ("名字,内容\n好,一", "第一行应是表头"),
     ("label,text\n" + "\n".join(f"好,{i}" for i in range(30)), "只有一种标签（好）"),
     ("label,text\n" + "\n".join(f"{'好' if i else '坏'},{i}" for i in range(30)), "标签 坏 只有 1 条"),
     ("label,text", "只有一种标签（没有数据）"),
-    ('{"label": "好"}', '第 1 条缺少 "text"'),
-    ('{"label": "好", "text": 5}', '第 1 条的 "text" 应是文字，收到 5'),
+    ('{"label": "好"}', '第 1 行缺少 "text"'),
+    ('{"label": "好", "text": 5}', '第 1 行的 "text" 应是文字，收到 5'),
     ('{"label": "好", "text": "一"}\n{坏的}', "第 2 行不是合法的 JSON"),
     ("{" * 100_000, "第 1 行不是合法的 JSON"),
+    ('[{"label": "好", "text": "一"}]', "是 JSON 数组"),
+    (as_csv() + f"\n{'长' * 51},文字", "第 62 行的标签有 51 字，最多 50 字。看看标签和文字两列"),
+    ('label,text\n"好\n坏",一', "第 2 行的标签里有换行之类看不见的字符"),
 ]
 
 
@@ -77,7 +83,6 @@ def test_parts_share_nothing_and_have_the_same_shares():
 def test_split_depends_only_on_the_seed():
     assert split_records(RECORDS, 1) == split_records(RECORDS, 1) != split_records(RECORDS, 2)
     assert labels_of(RECORDS[::-1]) == labels_of(RECORDS) == ["坏", "好"]
-    assert digest_of(RECORDS) != digest_of(RECORDS[:-1])
 
 
 def test_line_separators_inside_a_text_do_not_end_the_record(tmp_path):

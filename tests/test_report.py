@@ -93,7 +93,7 @@ def test_plan_says_when_the_time_limit_comes_first(capsys):
 
 def test_only_a_long_plan_recommends_the_small_configuration(capsys):
     lines = plan_of(capsys, Budget(100_000, seconds_per_step=1.0))
-    assert lines[1] == f"想几分钟就看到结果，可以换小模型：python pretrain.py --config {report.QUICK_CONFIG}"
+    assert lines[1] == f"想几分钟就看到结果，可以换小模型（如 {report.QUICK_CONFIG} 的），或用 --max_minutes 限定时间"
     assert Path(report.__file__).parent.parent.joinpath(report.QUICK_CONFIG).exists()
     assert len(plan_of(capsys, Budget(100_000, seconds_per_step=1.0), max_minutes=59.0)) == 1
     assert len(plan_of(capsys, Budget(3000, seconds_per_step=1.0))) == 1

@@ -1,6 +1,7 @@
 """两种微调训练前后说的话：utils/report_finetuning.py、report_classifier.py、report_instruction.py。"""
 
 import argparse
+import warnings
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from test_training_run import make_trainer
 
 from utils import report_classifier, report_instruction
 from utils.classification import Metrics
-from utils.plotting import find_chinese_font
+from utils.plotting import drawable_characters, find_chinese_font
 from utils.report_finetuning import print_model, print_use
 from utils.run_files import Kept, RunFiles
 
@@ -42,10 +43,17 @@ def test_adapter_is_mentioned_only_where_there_is_one(tmp_path, capsys, trainabl
     assert lines[1:] == ([expected] if trainable == "lora" else [])
 
 
-@pytest.mark.parametrize(("font", "expected"), [(None, ["#0", "ok"]), ("字体", LABELS)])
-def test_labels_on_the_picture_depend_on_the_fonts(monkeypatch, font, expected):
-    monkeypatch.setattr(report_classifier, "find_chinese_font", lambda: font)
+@pytest.mark.parametrize(("characters", "expected"), [("ok", ["#0", "ok"]), ("ok垃圾", LABELS)])
+def test_labels_on_the_picture_depend_on_the_fonts(monkeypatch, characters, expected):
+    monkeypatch.setattr(report_classifier, "drawable_characters", lambda _: set(characters))
     assert report_classifier.picture_names(LABELS) == expected
+
+
+def test_font_knows_its_own_characters():
+    own = drawable_characters(None)
+    assert own.issuperset("label 5%") and "汉" not in own
+    font = find_chinese_font()
+    assert font is None or drawable_characters(font).issuperset("垃圾")
 
 
 def test_confusion_picture_is_drawn_and_the_old_one_kept(tmp_path):
@@ -57,8 +65,10 @@ def test_confusion_picture_is_drawn_and_the_old_one_kept(tmp_path):
 
 
 def test_any_label_can_be_drawn(tmp_path):
-    """$ 不是公式的开头；标签很多时只画颜色，图不会大到画不出。"""
-    report_classifier.draw_confusion(Metrics(["$\\foo$", "$x"], torch.eye(2, dtype=torch.long)), tmp_path / "a.png")
+    """$ 不是公式的开头；标签很多时只画颜色，图不会大到画不出；字体里没有的和太长的不会惹出警告。"""
+    odd = ["$\\foo$", "😀ไทย", "长" * 50]
+    with warnings.catch_warnings(action="error"):
+        report_classifier.draw_confusion(Metrics(odd, torch.eye(3, dtype=torch.long)), tmp_path / "a.png")
     many = [f"label{index}" for index in range(1000)]
     report_classifier.draw_confusion(Metrics(many, torch.eye(1000, dtype=torch.long)), tmp_path / "b.png")
     assert (tmp_path / "b.png").stat().st_size < 5_000_000

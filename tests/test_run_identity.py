@@ -30,7 +30,7 @@ def test_same_command_has_no_notes():
 @pytest.mark.parametrize(
     ("ours", "message"),
     [
-        (replace(identity(), config={**identity().config, "drop_rate": 0.5}), "drop_rate 是 0.2，现在的配置是 0.5"),
+        (replace(identity(), config={**identity().config, "drop_rate": 0.5}), "drop_rate 是 0.2，现在是 0.5"),
         (replace(identity(), tokenizer="别的"), "词表与检查点记录的不同"),
         (replace(identity(), data="别的"), "数据与检查点记录的不同"),
         (identity(TrainingSettings(seed=7)), "--seed 是 123，现在是 7。改回 --seed 123"),
@@ -41,6 +41,34 @@ def test_same_command_has_no_notes():
 def test_difference_that_breaks_the_run_is_refused(ours, message):
     with pytest.raises(UserError, match=message):
         compare(ours)
+
+
+FILES = "1 utf-8 a.txt\n2 utf-8 b 2.jsonl\n3 utf-8 sub/c.txt"
+
+
+@pytest.mark.parametrize(
+    ("new", "message"),
+    [
+        (FILES.replace("2 utf-8", "9 utf-8"), "不同：b 2.jsonl 改过了。"),
+        ("1 utf-8 a.txt\n3 utf-8 sub/c.txt", "不同：少了 b 2.jsonl。"),
+        (FILES + "\n4 utf-8 d.txt", "不同：多了 d.txt。"),
+        ("\n".join(FILES.split("\n")[::-1]), "不同：文件的次序变了。"),
+        (FILES.replace("utf-8", "gb18030"), "不同：a.txt 改过了，b 2.jsonl 改过了，sub/c.txt 改过了。"),
+        ("\n".join(f"{i} utf-8 {i}.txt" for i in range(9)), "少了 a.txt，少了 b 2.jsonl，少了 sub/c.txt 等 12 处。"),
+        ("123 utf-8", "不同。换回原文件"),
+    ],
+)
+def test_changed_file_is_named(new, message):
+    recorded = asdict(replace(identity(), data=FILES))
+    with pytest.raises(UserError) as caught:
+        compare_runs(PATH, recorded, replace(identity(), data=new), False)
+    assert message in str(caught.value)
+    assert compare_runs(PATH, recorded, replace(identity(), data=FILES), False) == []
+
+
+def test_fingerprint_shown_is_one_line():
+    many = replace(identity(), data=FILES).data_digest
+    assert len(many) == 64 and identity().data_digest == "数据"
 
 
 def test_changed_data_is_allowed_on_request():

@@ -20,12 +20,13 @@ from conftest import report_data, timeless_report
 from utils import run_report
 from utils.budget import Budget
 from utils.checkpoint_files import list_checkpoints
+from utils.cli import command_line
 from utils.errors import RunError, Terminated
 from utils.gradient_norms import clip_gradients, norms_by_part
 from utils.resume import read_checkpoint
 from utils.run_history import Observation, RunHistory, Sample
-from utils.run_page import PageData, format_clock, render_page, script_json
-from utils.run_report import RunStory, command_line
+from utils.run_page import PageData, chart_data, format_clock, render_page, script_json
+from utils.run_report import RunStory
 from utils.train_utils import Evaluation, NotFiniteError
 from utils.training_run import TrainingRun
 
@@ -136,6 +137,15 @@ def test_everything_is_escaped():
     assert "alert('" not in html.replace("alert('&\\\"", "") and "$title" in html  # 替换过的不再替换
     data = re.search(r'type="application/json">(.*?)</script>', html)[1]
     assert NASTY in next(chart for chart in json.loads(data)["charts"] if "梯度" in chart["title"])["lines"]
+
+
+def test_loss_of_a_classifier_is_per_text_not_per_token():
+    record = Evaluation(1, 0, 0, 0.5, 0.0, 0.7, 0.6)
+    assert "nat/token，" in render_page(make_page(records=[record])).decode()
+    page = make_page(records=[replace(record, train_accuracy=0.5, validate_accuracy=0.6)])
+    html = render_page(page).decode()
+    assert "nat/token" not in html and html.count("nat/条，第 0 步") == 2
+    assert chart_data(page.records, [])["charts"][0]["unit"] == "nat/条"
 
 
 def test_script_cannot_be_closed_from_inside():

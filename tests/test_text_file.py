@@ -1,6 +1,8 @@
 """utils/text_file.py：一块一块地读，与整篇读出再解码完全一样。"""
 
+import gzip
 import os
+import random
 import tracemalloc
 
 import pytest
@@ -125,3 +127,40 @@ def test_long_text_is_never_in_memory_at_once(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10e6
+
+
+def test_compressed_file_is_the_text_inside(tmp_path, block_bytes):
+    data = "\ufeff悟空\r\n八戒，".encode() * 500
+    plain = TextFile.scan(write(tmp_path, data))
+    path = tmp_path / "a.txt.GZ"
+    path.write_bytes(gzip.compress(data[:1000]) + gzip.compress(data[1000:]))  # 几段接在一起也是合法的
+    packed = TextFile.scan(path)
+    assert (packed.digest, packed.blocks) == (plain.digest, plain.blocks)
+    for start, stop in ((0, 10**6), (500, 501), (1000, 1700), (30, 40)):
+        assert "".join(packed.pieces(start, stop)) == "".join(plain.pieces(start, stop))
+
+
+def test_wrong_encoding_inside_a_compressed_file_is_explained(tmp_path):
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(b"abc" + "悟空八戒".encode("gb18030")))
+    with pytest.raises(UserError, match="第 4 字节不是 UTF-8（像 GB18030）.*--encoding gb18030"):
+        TextFile.scan(path)
+
+
+def test_compressed_file_damaged_after_the_scan_is_refused(tmp_path):
+    path = tmp_path / "a.txt.gz"
+    packed = gzip.compress(random.Random(1).randbytes(3_000_000).hex().encode())
+    path.write_bytes(packed)
+    source = TextFile.scan(path)
+    for damaged in (packed[: len(packed) // 2], packed[:2000] + b"\xff" * 2000 + packed[4000:], b"text"):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="又被改动了|不完整|不是完好的 gzip"):
+            list(source.pieces(0, source.num_characters))
+
+
+def test_several_stretches_are_read_through_one_open_file(tmp_path, block_bytes):
+    text = "".join(f"{number:04}" for number in range(1000))
+    source = TextFile.scan(write(tmp_path, text.encode()))
+    with source.reading() as pieces:
+        for start, stop in ((0, 10), (5, 900), (900, 901), (3000, 4000), (0, 4000)):
+            assert "".join(pieces(start, stop)) == text[start:stop]

@@ -15,10 +15,10 @@ from conftest import ROOT
 from utils import text_utils
 from utils.config_file import TOKENIZER_SPLITS
 from utils.errors import UserError
+from utils.sure_break import SURE_BREAK
 from utils.text_utils import (
     END_OF_TEXT,
     PARAGRAPH_START,
-    SURE_BREAK,
     StreamDecoder,
     Tokenizer,
     load_gpt2_tokenizer,

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from utils import text_utils, token_file
+from utils.sure_break import SURE_BREAK
 from utils.text_utils import SPLIT_PATTERNS, Tokenizer, load_gpt2_tokenizer, train_tokenizer
 from utils.token_file import create_tokens, encode_on_all_cores, open_tokens, write_tokens
 
@@ -54,7 +55,7 @@ def test_every_sure_break_really_is_one(tokenizer):
     """在每一个可能下刀的地方单独切一次。"""
     text = random_text(1234, 1500)
     whole = tokenizer.encode(text)
-    places = [match.start() for match in text_utils.SURE_BREAK.finditer(text)]
+    places = [match.start() for match in SURE_BREAK.finditer(text)]
     assert len(places) > 300
     for place in places:
         assert tokenizer.encode(text[:place]) + tokenizer.encode(text[place:]) == whole

@@ -104,6 +104,12 @@ def test_folder_without_weights_is_explained(tmp_path):
         check_weights_file(tmp_path)
 
 
+def test_weights_in_several_files_are_explained(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match="权重分成了几个文件（model.safetensors.index.json），读不了"):
+        check_weights_file(tmp_path)
+
+
 def test_missing_file_gives_the_advice(tmp_path):
     with pytest.raises(UserError, match="找不到模型文件。请先运行 pretrain.py"):
         check_weights_file(tmp_path / "model.pth")
@@ -138,5 +144,11 @@ def test_legacy_mark_is_what_torch_writes(tmp_path):
 def test_bad_json_is_refused(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    with pytest.raises(UserError, match="合法的 JSON"):
+    with pytest.raises(UserError, match="不是配置文件（里面不是合法的 JSON）"):
         read_json(path, "配置文件")
+
+
+def test_json_may_start_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"n_head": 2}', encoding="utf-8-sig")
+    assert read_json(path, "配置文件") == {"n_head": 2}

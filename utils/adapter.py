@@ -1,9 +1,10 @@
 """适配器文件：LoRA 学到的那一小部分单独存放，用时加到原来的模型上。"""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from utils.archive import check_archive
 from utils.checkpoint import DESCRIPTION_KEY, check_tensors, load_state, save_state
@@ -11,10 +12,11 @@ from utils.cli import LORA_PROJECTIONS
 from utils.errors import UserError
 from utils.processes import is_main
 
+LORA_PREFIX = "lora_"  # 与 model/lora.py 的 PREFIX 相同
 NOT_AN_ADAPTER = "已损坏或不是适配器文件"
 KINDS = {
     "rank": int,
-    "alpha": (int, float),
+    "alpha": float,
     "projections": str,
     "base": str,
     "labels": (list, type(None)),
@@ -45,15 +47,25 @@ def read_adapter(path: Path) -> AdapterFile:
     description = state.get(DESCRIPTION_KEY)
     if not isinstance(description, dict) or description.keys() != KINDS.keys():
         raise UserError(path, NOT_AN_ADAPTER)
-    labels = description["labels"] or []
-    if not all(isinstance(description[name], kind) for name, kind in KINDS.items()) or not (
-        all(isinstance(label, str) for label in labels)
-        and description["rank"] > 0
-        and description["projections"] in LORA_PROJECTIONS
-    ):
+    tensors = {name: value for name, value in state.items() if name != DESCRIPTION_KEY}
+    check_tensors(path, tensors)
+    if not _is_description(description, tensors):
         raise UserError(path, NOT_AN_ADAPTER)
-    check_tensors(path, {name: value for name, value in state.items() if name != DESCRIPTION_KEY})
     return AdapterFile(path, state, description["labels"], description["template"])
+
+
+def _is_description(description: dict, tensors: dict[str, Tensor]) -> bool:
+    """各项的类型和范围都对，秩与张量相同：照它建立适配器，占的内存才不会比文件大多少。"""
+    if not all(isinstance(description[name], kind) for name, kind in KINDS.items()):
+        return False
+    ranks = {len(tensor) for name, tensor in tensors.items() if name.endswith(f".{LORA_PREFIX}A") and tensor.dim() == 2}
+    return (
+        all(isinstance(label, str) for label in description["labels"] or [])
+        and type(description["rank"]) is int  # True 也是 int
+        and ranks == {description["rank"]}
+        and math.isfinite(description["alpha"])
+        and description["projections"] in LORA_PROJECTIONS
+    )
 
 
 def apply_adapter(model: nn.Module, file: AdapterFile) -> None:

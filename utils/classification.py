@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from utils.cross_entropy import IGNORE_INDEX
 from utils.data_loader import EpochSampler, create_dataloader, pad_batch
 from utils.distributed import map_batches
+from utils.fine_tuning import quote
 from utils.labeled_text import LabeledText, Split
 from utils.settings import TrainingSettings
 from utils.text_utils import Tokenizer
@@ -23,6 +24,7 @@ class ClassificationDataset(Dataset):
     """第 i 个样本的目标只在最后一个 token 上：它的标签；其余位置是 IGNORE_INDEX。"""
 
     def __init__(self, records: list[LabeledText], labels: list[str], tokenizer: Tokenizer, context_length: int):
+        self.texts = [record.text for record in records]
         self.label_ids = [labels.index(record.label) for record in records]
         whole = [tokenizer.encode(record.text) for record in records]
         self.token_ids = [ids[:context_length] for ids in whole]
@@ -41,12 +43,13 @@ class ClassificationDataset(Dataset):
     def repeated(self, indices: list[int]) -> "ClassificationDataset":
         """依 indices 取出（可以重复）的样本组成的数据集。"""
         other = copy(self)
-        other.label_ids = [self.label_ids[index] for index in indices]
-        other.token_ids = [self.token_ids[index] for index in indices]
+        for name in ("texts", "label_ids", "token_ids"):
+            setattr(other, name, [getattr(self, name)[index] for index in indices])
         return other
 
     def place_of(self, index: int) -> str:
-        return f"第 {index + 1} 条"
+        """分成三部分时打乱过，编号在数据文件里找不到，所以用开头的文字指认。"""
+        return quote(self.texts[index])
 
 
 def balanced_indices(label_ids: list[int]) -> list[int]:

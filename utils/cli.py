@@ -5,6 +5,9 @@ import codecs
 import difflib
 import math
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,9 +59,10 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().add_usage(usage, actions, groups, "用法：")
 
     def _format_args(self, action, default_metavar):
-        if not action.option_strings:
-            return action.metavar or default_metavar
-        return "" if action.nargs == 0 else "值"
+        if action.nargs == 0:
+            return ""
+        name = "值" if action.option_strings else action.metavar or default_metavar
+        return {"*": f"[{name} ...]", "+": f"{name} ..."}.get(action.nargs, name)
 
 
 def _number(convert: Callable[[str], float], kind: str, is_valid: Callable[[float], bool]) -> Callable[[str], float]:
@@ -137,6 +141,11 @@ def plain_text(text: str) -> str:
     return text
 
 
+def visible_text(text: str) -> str:
+    """看得见的文字，去掉首尾空白。"""
+    return plain_text(text.strip())
+
+
 def add_finetuning_arguments(parser: ArgumentParser, data_path: str, output_path: str, modes: tuple[str, ...]) -> None:
     """微调程序共有的参数：从哪个模型开始，数据和结果在哪里，训练哪些参数（名字见 model/trainable.py）。"""
     add = parser.add_argument
@@ -152,3 +161,9 @@ def add_finetuning_arguments(parser: ArgumentParser, data_path: str, output_path
     add("--lora_alpha", type=positive_float, default=16.0, help="适配器的缩放，输出乘 alpha/rank（默认 %(default)s）")
     where = f"给哪些投影加适配器：{' | '.join(LORA_PROJECTIONS)}（默认 %(default)s）"
     add("--lora_projections", type=one_of(*LORA_PROJECTIONS), default="all", help=where)
+
+
+def command_line(arguments: list[str]) -> str:
+    """可以照抄进终端的一行命令。"""
+    join = subprocess.list2cmdline if sys.platform == "win32" else shlex.join
+    return join(["python", *arguments])

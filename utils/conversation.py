@@ -25,11 +25,13 @@ class Assistant:
     max_new_tokens: int
 
     def prompt_ids(self, turns: Sequence[Turn]) -> list[int]:
-        """最近几轮的 token id；最后一轮还没有回答。放不下时从最早的一轮忘起，一轮也放不下就只留末尾。"""
-        for start in range(len(turns)):
-            token_ids = self._encode(turns[start:])
-            if len(token_ids) <= self._room:
+        """最近几轮的 token id；最后一轮还没有回答。放不下时从最早的一轮忘起，最后一轮也放不下就只留末尾。"""
+        token_ids = self._encode(turns[-1:])
+        for turn in reversed(turns[:-1]):  # 从近到远：谈了几千轮，也只看放得下的几轮
+            earlier = self._encode([turn])
+            if len(earlier) + len(token_ids) > self._room:
                 break
+            token_ids = earlier + token_ids
         return token_ids[-self._room :]
 
     def fits(self, turn: Turn) -> bool:

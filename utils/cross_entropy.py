@@ -1,4 +1,4 @@
-"""交叉熵：模型给正确答案的概率越低，损失越大。道理见 docs/损失.md。"""
+"""交叉熵：模型给正确答案的概率越低，损失越大。道理见 docs/损失与困惑度.md。"""
 
 import torch
 from torch import Tensor

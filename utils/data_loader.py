@@ -2,16 +2,20 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.cross_entropy import IGNORE_INDEX
+from utils.keyed_order import KeyedOrder
+from utils.token_sequence import TokenSequence
 
 TRAIN_FRACTION = 0.9  # 前 90 % 训练，后 10 % 验证
 RELEASE_WINDOWS = 1000  # 内存映射的语料每取这么多个窗口，就把读过的页还给系统一次，常驻内存不会一路涨到文件那么大
 ORDER_BLOCK = 65_536  # 打乱的顺序一次取出这么多个，几百万个窗口也不必变成 Python 列表
+STORED_ORDER = 1 << 23  # 至多这么多个样本时，打乱的顺序整个存下来（64 MB）；1 GB 的语料还在它之内
 
 
 def split_point(num_characters: int) -> int:
@@ -25,7 +29,13 @@ class WindowDataset(Dataset):
     token_ids 映射着文件时，release() 归还它读过的页。
     """
 
-    def __init__(self, token_ids: Tensor, context_length: int, stride: int, release: Callable[[], None] = lambda: None):
+    def __init__(
+        self,
+        token_ids: Tensor | TokenSequence,
+        context_length: int,
+        stride: int,
+        release: Callable[[], None] = lambda: None,
+    ):
         self.token_ids, self.context_length, self.stride = token_ids, context_length, stride
         self._release, self._num_read = release, 0
 
@@ -46,7 +56,7 @@ class WindowDataset(Dataset):
         """第 index 个样本在语料的什么地方，给人看的。"""
         return f"第 {index * self.stride:,} 个 token 起"
 
-    def target_ids(self) -> Tensor:
+    def target_ids(self) -> Tensor | TokenSequence:
         """全部窗口的目标依次相连，即评估覆盖到的 token；stride 等于 context_length 时才有意义。"""
         return self.token_ids[1 : 1 + len(self) * self.context_length]
 
@@ -67,11 +77,16 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed((self.seed + 0x9E3779B97F4A7C15 * self.epoch) % 2**63)
-        order = torch.randperm(len(self), generator=generator)
+        blocks = self._order(generator)
         slack = self.num_starts - (len(self) - 1) * self.stride  # 最后一个样本后面还空着几个开头
         phase = torch.randint(min(self.stride, slack), (), generator=generator).item() if len(self) else 0
-        blocks = order[self.done :].split(ORDER_BLOCK)
         return (phase + self.stride * index for block in blocks for index in block.tolist())
+
+    def _order(self, generator: torch.Generator) -> Iterable[Tensor | np.ndarray]:
+        """打乱的顺序，从第 done 个起，一块一块的。太长就不存下来，现算；两种顺序不同，但同样多的样本总是同一种。"""
+        if len(self) > STORED_ORDER:
+            return KeyedOrder(len(self), f"{self.seed} {self.epoch}").blocks_from(self.done)
+        return torch.randperm(len(self), generator=generator)[self.done :].split(ORDER_BLOCK)
 
 
 def pad_batch(samples: list[tuple[Tensor, Tensor]], pad_id: int) -> tuple[Tensor, Tensor]:

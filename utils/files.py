@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import io
 import itertools
 import os
@@ -21,6 +22,12 @@ from utils.file_lock import try_lock
 CACHE_DIR = Path(__file__).resolve().parent.parent / ".cache"  # 随时可以删掉，用到时再算一遍
 READ_BYTES = 1 << 20
 TEMPORARY_SUFFIX = ".tmp"
+
+
+def fingerprint_of_code(names: tuple[str, ...]) -> str:
+    """utils/ 里几个文件的指纹：代码改了，用它算出来的缓存就不再算数。"""
+    folder = Path(__file__).parent
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
 
 
 def check_input_file(path: Path, kind: str, advice: str = "") -> None:
@@ -61,6 +68,8 @@ def check_output_path(path: Path, inputs: tuple[Path, ...] = ()) -> None:
             pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
+        if isinstance(error, (FileExistsError, NotADirectoryError)):
+            reason = "路径里有一段是文件，不是文件夹"
         raise UserError(path, f"无法写入文件夹 {path.parent}（{reason}）", "换一个位置，或检查权限。") from None
 
 

@@ -13,10 +13,18 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from utils.adapter import LORA_PREFIX
 from utils.archive import NOT_A_MODEL
 from utils.checkpoint import ModelFile, load_state, model_file_of
 from utils.errors import UserError
-from utils.hugging_face_config import CONFIG_NAME, PREFIX, read_settings, recognize_config, with_plain_names
+from utils.hugging_face_config import (
+    CONFIG_NAME,
+    PREFIX,
+    TEMPLATE_FIELD,
+    read_settings,
+    recognize_config,
+    with_plain_names,
+)
 from utils.hugging_face_tokenizer import read_tokenizer
 from utils.weights_file import HUGGING_FACE_NAMES, LENGTH_BYTES, check_weights_file, find_weights_file, is_safetensors
 
@@ -47,12 +55,21 @@ def open_weights_file(path: Path) -> ModelFile:
     if not isinstance(state, dict) or not is_hugging_face(state):
         if path.name in HUGGING_FACE_NAMES or is_safetensors(path):
             raise UserError(path, "不是 GPT-2 的权重", "只能读取 GPT-2 的结构，和自己训练的模型。")
-        return model_file_of(path, state)
+        return _without_lora(model_file_of(path, state))
     weights = model_file_of(path, with_plain_names(state)).weights
     settings = read_settings(path.parent / CONFIG_NAME)
     config = recognize_config(path, {name: tuple(tensor.shape) for name, tensor in weights.items()}, settings)
     config |= _read_choices(weights, settings)
-    return ModelFile(path, from_hugging_face(weights, config), config, read_tokenizer(path.parent), None)
+    ours, tokenizer = from_hugging_face(weights, config), read_tokenizer(path.parent)
+    return ModelFile(path, ours, config, tokenizer, origin=None, template=settings.get(TEMPLATE_FIELD))
+
+
+def _without_lora(file: ModelFile) -> ModelFile:
+    """file 本身；里面有没合并的 LoRA 就抛出 UserError，说明该怎么用它。"""
+    if any(f".{LORA_PREFIX}" in name for name in file.weights):
+        advice = "适配器用 --adapter_path 给出；检查点用 --resume 接着训练，要用模型就给出与它同名的 .pth。"
+        raise UserError(file.path, "是 LoRA 的适配器或检查点，修正还没有合并进权重", advice)
+    return file
 
 
 def _load_tensors(path: Path) -> dict:

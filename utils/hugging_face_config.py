@@ -15,7 +15,15 @@ HEAD_DIM = 64  # 发布的四种大小都是
 DROP_RATE = 0.1
 NORM_EPS = 1e-5
 ACTIVATIONS = {"gelu": "gelu_new", "relu2": "relu2"}  # {我们的名字: 它的名字}
+TEMPLATE_FIELD = "prompt_template"  # transformers 不认识，原样保留
 GPT2_CHOICES = {"position": "learned", "norm": "layer_norm", "qk_norm": False}  # 这些字段 GPT-2 没有别的选择
+SIZE_FIELDS = {  # {它的名字: 我们的名字}
+    "vocab_size": "vocab_size",
+    "n_positions": "context_length",
+    "n_embd": "emb_dim",
+    "n_layer": "num_layers",
+    "n_inner": "hidden_dim",
+}
 # config.json 里会改变计算的字段，和我们算得出的取值；没写的就是第一个
 KNOWN_SETTINGS = {
     "model_type": ("gpt2",),
@@ -42,8 +50,11 @@ def check_exportable(path: Path, config: dict) -> None:
         raise UserError(path, reason, "用 GPT-2 的配置（如 configs/gpt2_config_124M.json）训练的才能导出。")
 
 
-def to_settings(config: dict, end_of_text_id: int) -> dict:
-    """我们的配置 -> config.json。没有偏置的模型导出时补上 0，另外记下它本来没有，读回来才一样。"""
+def to_settings(config: dict, end_of_text_id: int, template: str | None = None) -> dict:
+    """我们的配置 -> config.json。没有偏置的模型导出时补上 0，另外记下它本来没有，读回来才一样。
+
+    template 是指令模型的提示语模板，也记在里面。
+    """
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -60,6 +71,7 @@ def to_settings(config: dict, end_of_text_id: int) -> dict:
         "bos_token_id": end_of_text_id,
         "eos_token_id": end_of_text_id,
         **{field: False for field in ("qkv_bias", "bias") if not config[field]},
+        **({TEMPLATE_FIELD: template} if template else {}),
     }
 
 
@@ -80,6 +92,9 @@ def read_settings(path: Path) -> dict:
         if value not in known:
             reason = f"{field} 是 {json.dumps(value, ensure_ascii=False)}，只认识 {' | '.join(map(json.dumps, known))}"
             raise UserError(path, reason, "只能读取 GPT-2 的权重。")
+    template = settings.get(TEMPLATE_FIELD)
+    if not isinstance(template, str | None):
+        raise UserError(path, f"{TEMPLATE_FIELD} 应是文字，收到 {json.dumps(template, ensure_ascii=False)}")
     return settings
 
 
@@ -106,20 +121,33 @@ def recognize_config(path: Path, shapes: dict[str, tuple[int, ...]], settings: d
         "hidden_dim": hidden_dim,
     }
     _check_shapes(path, shapes, _expected_shapes(**sizes))
-    for field, size in (("n_embd", emb_dim), ("n_layer", sizes["num_layers"])):
-        if settings.get(field, size) != size:
-            raise UserError(path, f"与旁边的 {CONFIG_NAME} 不符：{field} 权重为 {size}，它写的是 {settings[field]}")
-    if "n_head" not in settings and emb_dim % HEAD_DIM:
-        reason = f"emb_dim={emb_dim} 不是 {HEAD_DIM} 的倍数，看不出有几个头"
-        raise UserError(path, reason, f"把它的 {CONFIG_NAME} 放在同一个文件夹。")
+    _check_settings(path, sizes, settings)
     activation = {theirs: ours for ours, theirs in ACTIVATIONS.items()}
     return {
         **sizes,
-        "num_heads": settings.get("n_head", emb_dim // HEAD_DIM),
+        "num_heads": settings.get("n_head") or emb_dim // HEAD_DIM,
         "drop_rate": settings.get("resid_pdrop", DROP_RATE),
         "qkv_bias": True,
         "activation": activation[settings.get("activation_function", ACTIVATIONS["gelu"])],
     }
+
+
+def _check_settings(path: Path, sizes: dict[str, int], settings: dict) -> None:
+    """旁边的 config.json 与权重 path 的大小不符，或自己不成立，就抛出 UserError。"""
+    for field, ours in SIZE_FIELDS.items():
+        value = settings.get(field)
+        if value is not None and value != sizes[ours]:  # n_inner 可以是 null，意思是四倍
+            raise UserError(path, f"与旁边的 {CONFIG_NAME} 不符：{field} 权重为 {sizes[ours]}，它写的是 {value}")
+    emb_dim, num_heads = sizes["emb_dim"], settings.get("n_head")
+    if num_heads is None and emb_dim % HEAD_DIM:
+        reason = f"emb_dim={emb_dim} 不是 {HEAD_DIM} 的倍数，看不出有几个头"
+        raise UserError(path, reason, f"把它的 {CONFIG_NAME} 放在同一个文件夹。")
+    config_path = path.with_name(CONFIG_NAME)
+    if num_heads is not None and (type(num_heads) is not int or num_heads < 1 or emb_dim % num_heads):
+        raise UserError(config_path, f"n_head 应能整除 n_embd={emb_dim}，收到 {num_heads}")
+    drop_rate = settings.get("resid_pdrop", DROP_RATE)
+    if type(drop_rate) not in (int, float) or not 0 <= drop_rate < 1:
+        raise UserError(config_path, f"resid_pdrop 应在 [0, 1) 内，收到 {drop_rate}")
 
 
 def _expected_shapes(

@@ -1,6 +1,5 @@
 """指令数据：从 JSON 或 JSONL 读进来，分成训练和留出两部分。不引用 torch，写错的数据立刻有回应。"""
 
-import hashlib
 import json
 import random
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from utils.text_file import read_text
 
 HELD_OUT_FRACTION = 0.1
 MIN_RECORDS = 20
+SHOWN_CHARACTERS = 50
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
@@ -27,8 +27,8 @@ class Conversation:
 def read_conversations(path: Path, encoding: str = "utf-8") -> list[Conversation]:
     """读出全部数据；不成立的抛出 UserError，写明第几条。
 
-    每条是 {"instruction", "input"（可省）, "output"}，或 {"conversations": [{"role", "content"}, …]}；
-    可以另有 "task"（哪一类任务）和 "split"（train 或 held_out）。
+    每条是 {"instruction", "input"（可省）, "output"}，或 {"conversations": [{"role", "content"}, …]}，也可以是
+    ShareGPT 的写法 {"from", "value"}；可以另有 "task"（哪一类任务）和 "split"（train 或 held_out）。
     """
     records = [_conversation(record, number, path) for number, record in enumerate(_parse(path, encoding), 1)]
     if len(records) < MIN_RECORDS:
@@ -62,14 +62,12 @@ def _conversation(record: object, number: int, path: Path) -> Conversation:
         turns = _turns(record["conversations"], number, path)
     else:
         values = [_text(record, name, number, path) for name in ("instruction", "output")]
-        text = _text(record, "input", number, path) if record.get("input") else ""
+        text = "" if _is_blank(record.get("input")) else _text(record, "input", number, path)
         turns = (Turn(join_question(values[0], text), values[1]),)
     split = record.get("split")
     if split not in (None, "train", "held_out"):
-        raise UserError(
-            path, f'第 {number} 条的 "split" 应为 train 或 held_out，收到 {json.dumps(split, ensure_ascii=False)}'
-        )
-    task = _text(record, "task", number, path) if "task" in record else None
+        raise UserError(path, f'第 {number} 条的 "split" 应为 train 或 held_out，收到 {_show(split)}')
+    task = None if _is_blank(record.get("task")) else _text(record, "task", number, path)
     return Conversation(turns, task, None if split is None else split == "held_out")
 
 
@@ -80,10 +78,12 @@ def _turns(messages: object, number: int, path: Path) -> tuple[Turn, ...]:
     texts = []
     for index, message in enumerate(messages):
         wanted = ("user", "assistant")[index % 2]
-        role = message.get("role") if isinstance(message, dict) else None
+        is_share_gpt = isinstance(message, dict) and "from" in message
+        role_name, text_name = ("from", "value") if is_share_gpt else ("role", "content")
+        role = message.get(role_name) if isinstance(message, dict) else None
         if not isinstance(role, str) or ROLES.get(role) != wanted:
-            raise UserError(path, f"第 {number} 条的第 {index + 1} 句的 role 应为 {wanted}，收到 {role}")
-        texts.append(_text(message, "content", number, path))
+            raise UserError(path, f"第 {number} 条的第 {index + 1} 句的 {role_name} 应为 {wanted}，收到 {_show(role)}")
+        texts.append(_text(message, text_name, number, path))
     return tuple(map(Turn, texts[::2], texts[1::2]))
 
 
@@ -92,9 +92,18 @@ def _text(record: dict, name: str, number: int, path: Path) -> str:
     if name not in record:
         raise UserError(path, f'第 {number} 条缺少 "{name}"')
     if not isinstance(record[name], str) or not record[name].strip():
-        value = json.dumps(record[name], ensure_ascii=False)[:50]
-        raise UserError(path, f'第 {number} 条的 "{name}" 应是非空的文字，收到 {value}')
+        raise UserError(path, f'第 {number} 条的 "{name}" 应是非空的文字，收到 {_show(record[name])}')
     return record[name].strip()
+
+
+def _is_blank(value: object) -> bool:
+    """可以不写的一项没有写：null，或只有空白。"""
+    return value is None or isinstance(value, str) and not value.strip()
+
+
+def _show(value: object) -> str:
+    """JSON 里的样子；太长的只要开头。"""
+    return json.dumps(value, ensure_ascii=False)[:SHOWN_CHARACTERS]
 
 
 def split_conversations(
@@ -122,8 +131,3 @@ def split_conversations(
     return [r for r in records if r.turns[0].question not in held_out], [
         r for r in records if r.turns[0].question in held_out
     ]
-
-
-def digest_of(records: list[Conversation]) -> str:
-    """数据的指纹。"""
-    return hashlib.sha256(repr(records).encode("utf-8")).hexdigest()

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from utils.cross_entropy import IGNORE_INDEX
 from utils.data_loader import EpochSampler, create_dataloader, pad_batch
 from utils.distributed import map_batches
+from utils.fine_tuning import quote
 from utils.instruction_data import Conversation
 from utils.prompt_template import Template, Turn
 from utils.settings import TrainingSettings
@@ -41,13 +42,15 @@ class InstructionDataset(Dataset):
     """
 
     def __init__(self, records: list[Conversation], template: Template, tokenizer: Tokenizer, context_length: int):
-        self.samples, self.tasks, self.is_whole = [], [], []
+        self.vocab_size = tokenizer.vocab_size
+        self.samples, self.questions, self.tasks, self.is_whole = [], [], [], []
         for record in records:
             token_ids, is_answer = encode_turns(record.turns, template, tokenizer)
             is_whole = len(token_ids) <= context_length + 1
             token_ids, is_answer = token_ids[: context_length + 1], is_answer[: context_length + 1]
             if any(is_answer):
                 self.samples.append((torch.tensor(token_ids), torch.tensor(is_answer)))
+                self.questions.append(record.turns[0].question)
                 self.tasks.append(record.task)
                 self.is_whole.append(is_whole)
         self.num_dropped = len(records) - len(self)
@@ -62,7 +65,8 @@ class InstructionDataset(Dataset):
         return token_ids[:-1], token_ids[1:].masked_fill(~is_answer[1:], IGNORE_INDEX)
 
     def place_of(self, index: int) -> str:
-        return f"第 {index + 1} 条"
+        """留出一成时打乱过，用不上的也去掉了，所以不写编号，用开头的文字指认。"""
+        return quote(self.questions[index])
 
 
 def create_loaders(
@@ -79,13 +83,15 @@ def measure_exact_match(
 ) -> dict[str | None, tuple[int, int]]:
     """{任务: (完全答对几条, 一共几条)}；loader 按 InstructionDataset 原来的次序。
 
-    每个位置最可能的都恰好是答案，贪心生成便会写出整个答案，所以一次前向就够，不必逐个生成。
+    把标准答案喂进去，看每个位置最可能的是不是它的下一个 token。处处都是，贪心生成便一字不差地写出它；有一处不是，
+    贪心生成就在那里走岔。所以一次前向就够，不必逐个生成。
     """
     device = next(model.parameters()).device
 
     def check(batch: Batch) -> list[bool]:
         inputs, targets = copy_to(device, batch)
-        matches = (model(inputs).argmax(dim=-1) == targets) | (targets == IGNORE_INDEX)
+        guesses = model(inputs)[..., : loader.dataset.vocab_size].argmax(dim=-1)  # 生成时抽不到词表的补齐部分
+        matches = (guesses == targets) | (targets == IGNORE_INDEX)
         return matches.all(dim=1).tolist()
 
     with evaluating(model), precision:

@@ -1,7 +1,6 @@
 """带标签的文字：从 CSV、TSV 或 JSONL 读进来，分成训练、验证、测试三部分。不引用 torch，写错的数据立刻有回应。"""
 
 import csv
-import hashlib
 import io
 import json
 import random
@@ -18,6 +17,9 @@ TEXT_NAMES = ("text", "文本", "内容", "message", "短信")
 TRAIN_FRACTION, VALIDATE_FRACTION = 0.7, 0.1  # 其余是测试部分
 MIN_PER_LABEL = 10  # 每个标签至少这么多条，三部分才都有
 MAX_LABELS = 1000
+MAX_LABEL_CHARACTERS = 50
+SHOWN_CHARACTERS = 50
+SWAPPED = "看看标签和文字两列是不是弄反了。"
 
 
 @dataclass(frozen=True)
@@ -38,22 +40,28 @@ class Split:
 
 
 def read_labeled_texts(path: Path, encoding: str = "utf-8") -> list[LabeledText]:
-    """读出全部数据；不成立的抛出 UserError，写明第几条。
+    """读出全部数据；不成立的抛出 UserError，写明在文件的第几行。
 
     认得三种写法：有表头（label、text 两列，次序不限，可以有别的列）的 CSV 或 TSV；没有表头的“标签、制表符、文字”
-    (UCI SMS Spam Collection)；每行一个 {"label": …, "text": …} 的 JSONL。
+    (UCI SMS Spam Collection)；每行一个 {"label": …, "text": …} 的 JSONL。标签和文字可以叫 LABEL_NAMES、TEXT_NAMES
+    里的任何一个名字。
     """
     content = read_text(path, encoding)
+    if content.lstrip().startswith("["):
+        raise UserError(path, "是 JSON 数组", "改成每行一个 {“label”: …, “text”: …}，不要方括号和行末的逗号。")
     rows = _rows_of_jsonl(content, path) if content.lstrip().startswith("{") else _rows_of_table(content, path)
     records, seen = [], {}
     for number, label, text in rows:
         label, text = label.strip(), text.strip()
         if not label or not text:
-            raise UserError(path, f"第 {number} 条的{'文字' if label else '标签'}是空的", "补上，或删去这一条。")
+            raise UserError(path, f"第 {number} 行的{'文字' if label else '标签'}是空的", "补上，或删去这一行。")
+        if not label.isprintable():
+            raise UserError(path, f"第 {number} 行的标签里有换行之类看不见的字符：{label[:20]!r}", "去掉它们。")
+        if len(label) > MAX_LABEL_CHARACTERS:
+            raise UserError(path, f"第 {number} 行的标签有 {len(label):,} 字，最多 {MAX_LABEL_CHARACTERS} 字", SWAPPED)
         if seen.setdefault(text, label) != label:
-            raise UserError(
-                path, f"第 {number} 条与前面的一条文字相同，标签却是 {label} 而不是 {seen[text]}", "改成一样。"
-            )
+            reason = f"第 {number} 行与前面的一条文字相同，标签却是 {label} 而不是 {seen[text]}"
+            raise UserError(path, reason, "改成一样。")
         records.append(LabeledText(label, text))
     _check_labels(records, path)
     return list(dict.fromkeys(records))  # 相同的只留一条，免得同时出现在训练和测试里
@@ -67,17 +75,20 @@ def _rows_of_jsonl(content: str, path: Path) -> Iterator[tuple[int, str, str]]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             raise UserError(path, f"第 {number} 行不是合法的 JSON", "每行应是一个 {“label”: …, “text”: …}。") from None
-        for name in ("label", "text"):
-            if not isinstance(record, dict) or name not in record:
-                raise UserError(path, f'第 {number} 条缺少 "{name}"')
+        values = []
+        for choices in (LABEL_NAMES, TEXT_NAMES):
+            name = next((name for name in choices if isinstance(record, dict) and name in record), None)
+            if name is None:
+                raise UserError(path, f'第 {number} 行缺少 "{choices[0]}"')
             if not isinstance(record[name], str):
-                value = json.dumps(record[name], ensure_ascii=False)
-                raise UserError(path, f'第 {number} 条的 "{name}" 应是文字，收到 {value}')
-        yield number, record["label"], record["text"]
+                value = json.dumps(record[name], ensure_ascii=False)[:SHOWN_CHARACTERS]
+                raise UserError(path, f'第 {number} 行的 "{name}" 应是文字，收到 {value}')
+            values.append(record[name])
+        yield number, *values
 
 
 def _rows_of_table(content: str, path: Path) -> Iterator[tuple[int, str, str]]:
-    first = content.split("\n", 1)[0]
+    first = content.lstrip("\n").split("\n", 1)[0]
     delimiter = "\t" if "\t" in first else ","
     is_bare = delimiter == "\t" and not _columns_of(first.split("\t"))
     # UCI 的文件里引号只是文字的一部分
@@ -86,26 +97,35 @@ def _rows_of_table(content: str, path: Path) -> Iterator[tuple[int, str, str]]:
     columns = (0, 1) if is_bare else None
     limit = csv.field_size_limit(len(content) + 1)  # 默认的 131,072 字对一篇长文不够；用完还原
     try:
-        for row in reader:
-            if not row:
-                continue
+        for number, row in _read_rows(reader, path):
             if columns is None:
                 columns = _columns_of(row)
                 if columns is None:
-                    reason = f"第一行应是表头，要有 {LABEL_NAMES[0]} 和 {TEXT_NAMES[0]} 两列，收到 {first[:50]}"
-                    raise UserError(path, reason)
+                    wanted = f"{LABEL_NAMES[0]} 和 {TEXT_NAMES[0]} 两列"
+                    raise UserError(path, f"第一行应是表头，要有 {wanted}，收到 {first[:SHOWN_CHARACTERS]}")
                 continue
             if len(row) <= max(columns):
-                raise UserError(path, f"第 {reader.line_num} 行只有 {len(row)} 列", "每行应有标签和文字。")
+                raise UserError(path, f"第 {number} 行只有 {len(row)} 列", "每行应有标签和文字。")
             if is_bare and len(row) > 2:
                 row = [row[0], delimiter.join(row[1:])]
-            yield reader.line_num, row[columns[0]], row[columns[1]]
-    except csv.Error as error:
-        raise UserError(
-            path, f"第 {reader.line_num} 行不是合法的 CSV（{error}）", "文字里有引号时要写成两个。"
-        ) from None
+            yield number, row[columns[0]], row[columns[1]]
     finally:
         csv.field_size_limit(limit)
+
+
+def _read_rows(reader: Iterator[list[str]], path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(从文件的第几行开始, 各列)；空行，和表格软件存在末尾的一串逗号，都跳过。"""
+    while True:
+        number = reader.line_num + 1  # 引号没有合上时要读到很后面才知道，毛病却在开始的这一行
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            reason = f"从第 {number} 行起不是合法的 CSV（{error}）"
+            raise UserError(path, reason, "文字里有引号时要写成两个，首尾再各加一个。") from None
+        if row is None:
+            return
+        if any(cell.strip() for cell in row):
+            yield number, row
 
 
 def _columns_of(header: list[str]) -> tuple[int, int] | None:
@@ -122,7 +142,7 @@ def _check_labels(records: list[LabeledText], path: Path) -> None:
     if len(counts) < 2:
         raise UserError(path, f"只有一种标签（{'、'.join(counts) or '没有数据'}）", "分类至少要有两种。")
     if len(counts) > MAX_LABELS:
-        raise UserError(path, f"有 {len(counts):,} 种标签", "看看标签和文字两列是不是弄反了。")
+        raise UserError(path, f"有 {len(counts):,} 种标签", SWAPPED)
     for label, count in counts.items():
         if count < MIN_PER_LABEL:
             reason = f"标签 {label} 只有 {count} 条不同的文字，至少需要 {MIN_PER_LABEL} 条"
@@ -144,10 +164,5 @@ def split_records(records: list[LabeledText], seed: int) -> Split:
 
 
 def labels_of(records: list[LabeledText]) -> list[str]:
-    """全部标签，按数据里出现的次序无关的固定次序。"""
+    """全部标签，依字符编码排列，与数据的次序无关。"""
     return sorted({record.label for record in records})
-
-
-def digest_of(records: list[LabeledText]) -> str:
-    """数据的指纹。"""
-    return hashlib.sha256(repr(records).encode("utf-8")).hexdigest()

@@ -28,6 +28,13 @@ def find_chinese_font() -> str | None:
     return next((name for name in CHINESE_FONTS if name in installed), None)
 
 
+def drawable_characters(font: str | None) -> set[str]:
+    """名叫 font 的字体画得出的字；None 是 matplotlib 自带的字体。"""
+    from matplotlib.font_manager import findfont, get_font
+
+    return set(map(chr, get_font(findfont(font or "DejaVu Sans")).get_charmap()))
+
+
 def plot_losses(records: list[Evaluation], path: Path, keep_old: bool = False) -> Path | None:
     """训练和验证损失随见过的 token 数的变化，写成 PNG；记有准确率的另画一格。keep_old 同 write_atomically。"""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

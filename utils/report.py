@@ -17,7 +17,6 @@ from utils.processes import is_main
 from utils.run_files import RunFiles
 from utils.run_history import Sample
 from utils.run_report import RunStory
-from utils.text_file import TextFile
 from utils.text_utils import load_gpt2_tokenizer
 from utils.train_utils import Trainer, calc_loss_loader, evaluating
 from utils.training_run import format_duration
@@ -70,7 +69,7 @@ def print_plan(trainer: Trainer, budget: Budget) -> None:
     speed_text = f"每步 {seconds_per_step:.3g} 秒（{speed:,.0f} token/s）"
     say(f"训练：{epochs:.3g} 轮共 {total_steps:,} 步，{speed_text}，{time}")
     if min(estimate, seconds_left) > LONG_SECONDS:
-        say(f"想几分钟就看到结果，可以换小模型：python pretrain.py --config {QUICK_CONFIG}")
+        say(f"想几分钟就看到结果，可以换小模型（如 {QUICK_CONFIG} 的），或用 --max_minutes 限定时间")
 
 
 def print_result(trainer: Trainer, corpus: Corpus, files: RunFiles) -> None:
@@ -105,21 +104,21 @@ def sample(model: nn.Module, corpus: Corpus, prompt: str | None, seed: int) -> s
         return generate_text(model, corpus.tokenizer, prompt, SAMPLE_TOKENS, Sampling(0.8, 50), generator)
 
 
-def tell_story(trainer: Trainer, corpus: Corpus, source: TextFile) -> RunStory:
+def tell_story(trainer: Trainer, corpus: Corpus, encoding: str) -> RunStory:
     """报告里的语料和样文。"""
     index, facts = (
         None,
         {
-            "语料": f"{corpus.path}（{source.encoding}）",
+            "语料": f"{corpus.path}（{encoding}）",
             "训练部分": f"{corpus.train_characters:,} 字，{len(corpus.train_ids):,} token",
             "验证部分": f"最后的 {corpus.validate_characters:,} 字，{len(corpus.validate_ids):,} token",
+            **corpus.facts,
             "词表": _describe_vocabulary(corpus),
         },
     )
     if corpus.train_characters <= INDEXED_CHARACTERS and is_main():
-        index = CopyIndex("".join(source.pieces(0, corpus.train_characters)))
-        unseen = source.pieces(corpus.train_characters, corpus.train_characters + UNSEEN_CHARACTERS)
-        rate = index.find_copies("".join(unseen)).rate
+        index = CopyIndex(corpus.train_text())
+        rate = index.find_copies(corpus.validate_text(UNSEEN_CHARACTERS)).rate
         facts["原文照抄率"] = f"样文里与训练部分相同的片段（{MIN_CHARACTERS} 字以上）；没见过的验证部分是 {rate:.1%}"
     else:
         facts["原文照抄率"] = f"语料超过 {INDEXED_CHARACTERS:,} 字，没有算；用 generate.py --check_copy"

@@ -11,7 +11,7 @@ from utils.classification import ClassificationDataset, Metrics, classify, measu
 from utils.console import say
 from utils.files import write_atomically
 from utils.labeled_text import LabeledText, Split
-from utils.plotting import find_chinese_font
+from utils.plotting import drawable_characters, find_chinese_font
 from utils.processes import on_main
 from utils.report_finetuning import print_model, print_use
 from utils.run_files import RunFiles
@@ -21,6 +21,7 @@ from utils.text_utils import Tokenizer
 from utils.train_utils import Trainer, evaluating
 
 PER_LABEL = 2  # 报告里反复判断的验证部分的文字，每个标签几条
+MAX_NAME = 20  # 名字再长，图上就没有地方了
 MAX_WRITTEN = 30  # 标签再多，图上就写不下名字和条数了
 NUM_TEXTS = 6  # 一共不超过几条
 
@@ -51,16 +52,20 @@ def print_result(trainer: Trainer, test_loader: DataLoader, files: RunFiles, arg
         say(f"已有的 {picture} 保留为 {backup.name}")
     names = picture_names(metrics.labels)
     if names != metrics.labels:
-        numbered = "、".join(f"{name} 是 {label}" for name, label in zip(names, metrics.labels, strict=True))
-        say(f"图上没有中文字体可用：{numbered}")
+        pairs = zip(names, metrics.labels, strict=True)
+        numbered = "、".join(f"{name} 是 {label}" for name, label in pairs if name != label)
+        say(f"图上写不出的标签用编号：{numbered}")
     say(f"分类模型：{files.model}；曲线：{files.curve}；混淆矩阵：{picture}；报告：{files.report}；日志：{files.log}")
     print_use(files, args, "classify.py")
 
 
 def picture_names(labels: list[str]) -> list[str]:
-    """标签在图上的名字：没有中文字体时，不是 ASCII 的写成编号。"""
-    has_font = find_chinese_font() is not None
-    return [label if has_font or label.isascii() else f"#{index}" for index, label in enumerate(labels)]
+    """标签在图上的名字：太长的，和字体里没有的字（如没有中文字体时的汉字），写成编号。"""
+    can_draw = drawable_characters(find_chinese_font())
+    return [
+        label if len(label) <= MAX_NAME and can_draw.issuperset(label) else f"#{index}"
+        for index, label in enumerate(labels)
+    ]
 
 
 @on_main

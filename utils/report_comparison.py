@@ -129,6 +129,8 @@ class Report:
 
     def _compare_best(self, best: Row, second: Row) -> str:
         gap, noise = second.mean - best.mean, max(best.spread, second.spread)
+        if f"{best.mean:.3f}" == f"{second.mean:.3f}":
+            return f"最低的 {self.describe(best.label)} 与 {self.describe(second.label)} 一样：分不出高下。"
         text = f"最低：{self.describe(best.label)}，比次低的 {self.describe(second.label)} 低 {gap:.3f}"
         if self.num_seeds == 1:
             return f"{text}；只练了一个种子，差别算不算数要用 --seeds 3 看。"
@@ -177,7 +179,9 @@ class Report:
         axes.set(xlabel=x_label, ylabel="validation loss (nats/char)", title="Equal budget")
         axes.grid(alpha=0.3)
         title = " ".join(self.header)
-        axes.legend(title=title if font or title.isascii() else None, prop={"family": font} if font else None)
+        style = {"family": font} if font else None
+        title = title if font or title.isascii() else None
+        axes.legend(title=title, title_fontproperties=style, prop=style)
         write_atomically(path, lambda file: figure.savefig(file, format="png"))
 
 

@@ -14,6 +14,7 @@ from utils.settings import TrainingSettings
 
 FIXED_SETTINGS = ("seed", "stride", "optimizer")  # 数据的顺序和优化器的状态由它们决定，中途不能换
 QUIET_SETTINGS = ("save_minutes", "save_every", "keep", "sample_prompt")  # 不影响怎样训练，改了不必说
+SHOWN_CHANGES = 3  # 至多列出几个变了的文件
 IN_ENVIRONMENT = ("device", "dtype")  # 实际用的是什么记在环境里
 
 
@@ -23,7 +24,7 @@ class RunIdentity:
 
     config: dict
     tokenizer: str  # 指纹
-    data: str  # 指纹
+    data: str  # 指纹；许多个文件时每个一行：指纹、编码、名字
     settings: dict
     environment: dict  # {名字: 值}；不同时结果可能有细微差别
 
@@ -45,6 +46,11 @@ class RunIdentity:
         effective = {**asdict(settings), "stride": settings.stride or model.cfg.context_length}
         return cls({**model.cfg.to_dict(), **details}, tokenizer, data_digest, effective, environment)
 
+    @property
+    def data_digest(self) -> str:
+        """一行的指纹。"""
+        return _digest(self.data) if "\n" in self.data else self.data
+
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -53,9 +59,11 @@ def _digest(value: object) -> str:
 def compare_runs(path: Path, recorded: dict, ours: RunIdentity, allow_data_change: bool) -> list[str]:
     """recorded 是检查点 path 里的 asdict(RunIdentity)。不能接着训练的差别抛出 UserError，可以的返回说明。"""
     for field, old, new in _differences(recorded["config"], ours.config):
-        raise UserError(path, f"{field} 是 {old}，现在的配置是 {new}", "换回原来的配置，或去掉 --resume 从头训练。")
+        raise UserError(path, f"{field} 是 {old}，现在是 {new}", "改回原来的，或去掉 --resume 从头训练。")
     if recorded["data"] != ours.data and not allow_data_change:
-        raise UserError(path, "数据与检查点记录的不同", "换回原文件，或加 --allow_data_change。")
+        named = all(len(line.split(" ")) > 2 for data in (recorded["data"], ours.data) for line in data.split("\n"))
+        changes = _changed_files(recorded["data"], ours.data) if named else ""
+        raise UserError(path, f"数据与检查点记录的不同{changes}", "换回原文件，或加 --allow_data_change。")
     if recorded["tokenizer"] != ours.tokenizer:
         raise UserError(path, "词表与检查点记录的不同", "换回原来的数据和配置，或去掉 --resume 从头训练。")
     notes = []
@@ -70,6 +78,18 @@ def compare_runs(path: Path, recorded: dict, ours: RunIdentity, allow_data_chang
     if changes:
         notes.append(f"提示：{'，'.join(changes)}，结果与不中断的训练可能不再逐位相同")
     return notes
+
+
+def _changed_files(old: str, new: str) -> str:
+    """“：某个文件改过了”；没有逐个记下文件的名字则为空。"""
+    before, after = ({line.split(" ", 2)[2]: line for line in text.split("\n")} for text in (old, new))
+    changes = [
+        *(f"{name} 改过了" for name, line in after.items() if before.get(name, line) != line),
+        *(f"少了 {name}" for name in before if name not in after),
+        *(f"多了 {name}" for name in after if name not in before),
+    ]
+    more = f" 等 {len(changes):,} 处" if len(changes) > SHOWN_CHANGES else ""
+    return f"：{'，'.join(changes[:SHOWN_CHANGES])}{more}" if changes else "：文件的次序变了"
 
 
 def _differences(old: dict, new: dict) -> list[tuple[str, object, object]]:

@@ -71,7 +71,7 @@ def chart_data(records: list[Evaluation], observations: list[Observation]) -> di
 
     parts = list(dict.fromkeys(part for item in observations for part in item.gradient_norms))
     norms = {part: [item.gradient_norms.get(part) if item else None for item in watched] for part in parts}
-    charts = [_chart("损失", "nat/token", {"训练": column("train_loss"), "验证": column("validate_loss")})]
+    charts = [_chart("损失", loss_unit(records), {"训练": column("train_loss"), "验证": column("validate_loss")})]
     if records and records[0].validate_accuracy is not None:
         accuracies = {"训练": column("train_accuracy"), "验证": column("validate_accuracy")}
         charts.append(_chart("准确率", "", accuracies, form="percent"))
@@ -85,6 +85,11 @@ def chart_data(records: list[Evaluation], observations: list[Observation]) -> di
     return {"axes": axes, "best": losses.index(min(losses)), "charts": charts}
 
 
+def loss_unit(records: list[Evaluation]) -> str:
+    """分类的损失一条算一次，有准确率；别的一个 token 算一次。"""
+    return "nat/token" if not records or records[0].validate_accuracy is None else "nat/条"
+
+
 def _chart(title: str, unit: str, lines: dict[str, list], form: str = "linear") -> dict:
     return {"title": title, "unit": unit, "lines": lines, "form": form}
 
@@ -92,9 +97,10 @@ def _chart(title: str, unit: str, lines: dict[str, list], form: str = "linear") 
 def _summary(page: PageData) -> str:
     """最要紧的几个数。"""
     last, best = page.records[-1], min(page.records, key=lambda record: record.validate_loss)
+    unit = loss_unit(page.records)
     cards = {
-        "最低的验证损失": (f"{best.validate_loss:.3f}", f"nat/token，第 {best.step:,} 步"),
-        "最后的训练损失": (f"{last.train_loss:.3f}", f"nat/token，第 {last.step:,} 步"),
+        "最低的验证损失": (f"{best.validate_loss:.3f}", f"{unit}，第 {best.step:,} 步"),
+        "最后的训练损失": (f"{last.train_loss:.3f}", f"{unit}，第 {last.step:,} 步"),
         "训练过": (f"{last.tokens:,}", f"token，{last.epoch} 轮"),
         "用时": (format_clock(last.seconds), "时:分:秒，中断的不算"),
     }

@@ -1,8 +1,6 @@
 """训练报告：一边训练一边记下素材，写成 <model_path>.report.html。不改变训练的结果，时间记着账花。"""
 
 import platform
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +11,7 @@ import psutil
 import torch
 
 from utils.budget import Budget
+from utils.cli import command_line
 from utils.distributed import from_main
 from utils.files import write_atomically
 from utils.gradient_norms import norms_by_part
@@ -114,7 +113,7 @@ class RunReport:
             model={"参数": f"{sum(p.numel() for p in self.trainer.model.parameters()):,} 个", **self.identity.config},
             settings=self.identity.settings,
             environment={**self.identity.environment, "Python": platform.python_version(), "系统": platform.platform()},
-            fingerprints={"数据": self.identity.data, "词表": self.identity.tokenizer},
+            fingerprints={"数据": self.identity.data_digest, "词表": self.identity.tokenizer},
         )
         content = render_page(page)
         write_atomically(self.path, lambda file: file.write(content))
@@ -127,9 +126,3 @@ def memory_in_use(trainer: Trainer) -> int:
     if trainer.device.type == "cuda":
         return torch.cuda.max_memory_allocated(trainer.device)
     return psutil.Process().memory_info().rss
-
-
-def command_line(arguments: list[str]) -> str:
-    """可以照抄进终端的一行命令。"""
-    join = subprocess.list2cmdline if sys.platform == "win32" else shlex.join
-    return join(["python", *arguments])

@@ -14,15 +14,12 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.files import check_input_file
+from utils.token_sequence import TokenSequence
 
 GPT2_VOCABULARY_PATH = Path(__file__).resolve().parent.parent / "data" / "gpt2.tiktoken"
 GPT2_VOCABULARY_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 CHUNK_CHARACTERS = 100_000
 PARAGRAPH_START = re.compile(r"(?<=\n)(?=\S)")
-# 预切分一定会断开的地方：空白之前，字母、数字、汉字和标点之间。只列出各版本 Unicode 都认得的字符
-SURE_BREAK = re.compile(
-    r"(?<=\S)(?=[ \t\n\u3000])|(?<=[A-Za-z0-9ぁ-んァ-ヶ一-龥])(?=[!-/:-@\[-`{-~，。、；：？！…“”（）])"
-)
 COUNT_BLOCK = 1 << 20  # 一次统计这么多个 token，内存映射着的长文也不会整个读进来
 # 百万个连续的空白会让 tiktoken 的正则耗尽栈，先在这里切开；写成 \s\s{9999} 而不是 \s{10000}，re 找起来快一倍
 LONG_BLANK = re.compile(r"(\s\s{9999})")
@@ -62,11 +59,16 @@ class Tokenizer:
         parts = [self._encoding.encode_to_numpy(part, disallowed_special=()) for part in LONG_BLANK.split(text)]
         return np.concatenate(parts)
 
+    def encode_documents(self, texts: list[str | None]) -> np.ndarray:
+        """若干段文字各自分词，依次相连；None 是文档的结束，成为文本结束符。-> (token 数,) uint32"""
+        end = np.array([self.end_of_text_id], dtype=np.uint32)
+        return np.concatenate([end if text is None else self.encode_to_numpy(text) for text in texts])
+
     def decode(self, token_ids: list[int]) -> str:
         """token id -> 文本；拼不成字符的字节变成 �。"""
         return self._encoding.decode(token_ids, errors="replace")
 
-    def count_text(self, token_ids: Tensor) -> tuple[int, int]:
+    def count_text(self, token_ids: Tensor | TokenSequence) -> tuple[int, int]:
         """(seq,) -> (字符数, 字节数)，不同的词表可以用它们作共同的尺子。"""
         occurrences = torch.zeros(self.vocab_size, dtype=torch.long)
         for block in token_ids.split(COUNT_BLOCK):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from torch import Tensor
 from utils.console import hint
 from utils.errors import RunError
 from utils.files import READ_BYTES, write_atomically
-from utils.text_utils import SURE_BREAK, Tokenizer, split_chunks
+from utils.sure_break import SURE_BREAK
+from utils.text_utils import Tokenizer, split_chunks
 
 LENGTH_BYTES, DIGEST_BYTES = 8, hashlib.sha256().digest_size
 
@@ -43,12 +44,17 @@ class TokenFile:
 
 def encode_on_all_cores(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[np.ndarray]:
     """逐块交出 token id，合起来与整篇分词相同；在途的块有限，再长的文字也不占内存。"""
+    return map_on_all_cores(tokenizer.encode_to_numpy, split_chunks(pieces, SURE_BREAK))
+
+
+def map_on_all_cores(function: Callable[[Any], np.ndarray], items: Iterable[Any]) -> Iterator[np.ndarray]:
+    """像 map 那样按次序交出结果，用全部的核；在途的有限。"""
     workers = _count_cores()
     pool = ThreadPoolExecutor(workers)  # tiktoken 计算时放开 GIL，线程就够了
     pending = deque()
     try:
-        for chunk in split_chunks(pieces, SURE_BREAK):
-            pending.append(pool.submit(tokenizer.encode_to_numpy, chunk))
+        for item in items:
+            pending.append(pool.submit(function, item))
             if len(pending) > 2 * workers:
                 yield pending.popleft().result()
         while pending:
@@ -64,7 +70,13 @@ def _count_cores() -> int:
 
 def write_tokens(file: BinaryIO, tokenizer: Tokenizer, parts: Iterable[Iterable[str]], info: dict) -> None:
     """各部分的文字分别分词，写成一个 token 文件；info 是能写成 JSON 的说明。"""
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
+    encoded = (encode_on_all_cores(tokenizer, pieces) for pieces in parts)
+    write_token_ids(file, tokenizer.vocab_size, encoded, info)
+
+
+def write_token_ids(file: BinaryIO, vocab_size: int, parts: Iterable[Iterable[np.ndarray]], info: dict) -> None:
+    """同上，各部分已经是一块一块的 token id。"""
+    dtype = np.uint16 if vocab_size <= 1 << 16 else np.int32
     digest = hashlib.sha256()
 
     def write(data: bytes | np.ndarray) -> None:
@@ -72,9 +84,9 @@ def write_tokens(file: BinaryIO, tokenizer: Tokenizer, parts: Iterable[Iterable[
         file.write(data)
 
     counts = []
-    for pieces in parts:
+    for part in parts:
         counts.append(0)
-        for token_ids in encode_on_all_cores(tokenizer, pieces):
+        for token_ids in part:
             write(token_ids.astype(dtype))
             counts[-1] += len(token_ids)
     description = json.dumps({"counts": counts, "dtype": np.dtype(dtype).name, "info": info}).encode("ascii")

@@ -4,6 +4,7 @@
 safetensors 依次是 8 字节的长度、这么长的 JSON（{名字: 类型、形状、起止位置}）、各张量的字节。
 """
 
+import codecs
 import hashlib
 import json
 import math
@@ -15,6 +16,7 @@ from utils.files import READ_BYTES, check_input_file, read_input_file
 
 SAFETENSORS_NAME = "model.safetensors"
 HUGGING_FACE_NAMES = (SAFETENSORS_NAME, "pytorch_model.bin")  # 文件夹里两个都有时用前一个
+INDEX_NAMES = tuple(f"{name}.index.json" for name in HUGGING_FACE_NAMES)  # 分成几个文件时的目录
 LENGTH_BYTES = 8
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "BOOL": 1, "U8": 1}
 MAX_DIMENSIONS = 4
@@ -44,6 +46,9 @@ def find_weights_file(path: Path) -> Path:
         found = [path / name for name in HUGGING_FACE_NAMES if (path / name).exists()]
     except (OSError, ValueError) as error:
         raise UserError(path, f"打不开模型文件（{getattr(error, 'strerror', error)}）") from None
+    sharded = [name for name in INDEX_NAMES if (path / name).exists()]
+    if not found and sharded:
+        raise UserError(path, f"权重分成了几个文件（{sharded[0]}），读不了", "用 transformers 存成一个文件。")
     if not found:
         raise UserError(path, f"文件夹里没有 {' 或 '.join(HUGGING_FACE_NAMES)}", "请给出模型文件。")
     return found[0]
@@ -123,14 +128,14 @@ def read_json(path: Path, kind: str) -> dict:
     check_input_file(path, kind)
     if path.stat().st_size > MAX_JSON_BYTES:
         raise UserError(path, f"太大，不是{kind}")
-    return _parse_json(path, read_input_file(path, kind))
+    return _parse_json(path, read_input_file(path, kind).removeprefix(codecs.BOM_UTF8), kind)
 
 
-def _parse_json(path: Path, data: bytes) -> dict:
+def _parse_json(path: Path, data: bytes, kind: str = "模型文件") -> dict:
     try:
         values = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        raise UserError(path, f"{NOT_A_MODEL}（里面不是合法的 JSON）")
+        raise UserError(path, f"已损坏或不是{kind}（里面不是合法的 JSON）")
     return values

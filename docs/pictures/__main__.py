@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-CHAPTERS = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.isascii())
+CHAPTERS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__main__", "svg"))
 
 
 def draw(chapter: str) -> str:

@@ -93,8 +93,7 @@ function addMoveKeys(container, move) {
 }
 
 // 在可以滚动的框里露出 node，页面本身不动。
-function reveal(node) {
-  const box = node.closest(".scroll");
+function reveal(node, box = node.closest(".scroll")) {
   const [outer, inner] = [box.getBoundingClientRect(), node.getBoundingClientRect()];
   box.scrollTop += inner.top - outer.top - (outer.height - inner.height) / 2;
   box.scrollLeft += inner.left - outer.left - (outer.width - inner.width) / 2;

@@ -24,6 +24,7 @@ function drawGeneration() {
   find("next-step").addEventListener("click", () => go(1));
   whenChanged(["step"], () => {
     chooseOne(words, words[state.step]);
+    reveal(words[state.step], find("written"));
     words.forEach((word, index) => word.classList.toggle("later", index > state.step));
     const step = steps[state.step];
     find("step-name").textContent = `第 ${state.step + 1} 步，共 ${steps.length} 步`;

@@ -73,5 +73,5 @@ function explainGuess(layer, position) {
     ),
   );
   find("lens-readout").textContent =
-    `熵 ${number(h)} nat，相当于在 ${number(Math.exp(h), 1)} 个一样可能的 token 里猜；完全不知道是 ${number(Math.log(data.tokenizer_size))} nat。`;
+    `熵 ${number(h)} nat，相当于在 ${about(Math.exp(h))} 个一样可能的 token 里猜；完全不知道是 ${number(Math.log(data.tokenizer_size))} nat。`;
 }

@@ -14,6 +14,7 @@ function drawLoss() {
   addArrowKeys(find("loss-text"), (move) => select({ lossAt: clamp(state.lossAt + move, start, text.length - 1) }));
   whenChanged(["lossAt"], () => {
     chooseOne(words.slice(start), words[state.lossAt]);
+    reveal(words[state.lossAt], find("loss-text"));
     explainLoss(state.lossAt);
   });
 }
@@ -50,8 +51,8 @@ function explainLoss(position) {
   const steps = [
     step("它的分数", `z = ${z}，排第 ${integer(ranks[index])}`),
     step("全部分数", `log Σ exp(分数) = ${total}`),
-    step("概率", `p = exp(${z} − ${total}) = ${percent(Math.exp(-loss))}`),
-    step("损失", `−log p = ${total} − ${z} = ${number(loss, 3)} nat`),
+    step("概率", `p = exp(${z} − ${subtrahend(total)}) = ${exactPercent(Math.exp(-loss))}`),
+    step("损失", `−log p = ${total} − ${subtrahend(z)} = ${number(loss, 3)} nat`),
     step("模型最想说", `${quote(best[index])}，${percent(tensor(tops).at(index))}`),
   ];
   find("loss-detail").replaceChildren(
@@ -69,6 +70,6 @@ function averageLoss() {
   const perCharacter = characters ? `，折合每个字 ${number(total / characters)}` : "";
   return (
     `${count} 个 token 的平均：${number(total)} ÷ ${count} = ${number(mean, 3)} nat/token${perCharacter}；` +
-    `困惑度 exp(${number(mean)}) = ${number(Math.exp(mean), 1)}。闭着眼猜是 log ${integer(data.tokenizer_size)} = ${number(Math.log(data.tokenizer_size))}。`
+    `困惑度 exp(${number(mean)}) = ${about(Math.exp(mean))}。闭着眼猜是 log ${integer(data.tokenizer_size)} = ${number(Math.log(data.tokenizer_size))}。`
   );
 }

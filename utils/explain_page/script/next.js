@@ -113,5 +113,5 @@ function commandLine(sampling) {
   const flags = Object.entries(sampling).filter(
     ([name, value]) => value !== null && !(name === "repetition_penalty" && value === 1),
   );
-  return `python generate.py --model_path ${data.model_path} ${flags.map(([name, value]) => `--${name} ${value}`).join(" ")}`;
+  return `${data.command} ${flags.map(([name, value]) => `--${name} ${value}`).join(" ")}`;
 }

@@ -57,6 +57,11 @@ function number(value, digits = 2) {
   const text = value.toFixed(digits);
   return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−");
 }
+// 接在减号后面的数：负的加括号。
+const subtrahend = (text) => (text.startsWith("−") ? `(${text})` : text);
+// 小的概率也写出前两位。
+const exactPercent = (p) => (p === 0 || p >= 0.001 ? percent(p) : `${(100 * p).toPrecision(2)}%`);
 const percent = (p) => (p === 0 ? "0" : p < 0.001 ? "<0.1" : (100 * p).toFixed(1)) + "%";
+const about = (value) => (value < 1000 ? number(value, 1) : integer(Math.round(value)));
 const integer = (value) => value.toLocaleString("en-US");
 const fileSize = (bytes) => (bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} KB` : `${(bytes / 1e6).toFixed(1)} MB`);

@@ -33,7 +33,7 @@ function scoreSteps({ scores, visible, weights }, query, key) {
     step(
       "softmax",
       isVisible
-        ? `exp(${score} − ${number(Math.max(...visible), 3)}) ÷ 整行之和 = ${number(weights[key], 4)}`
+        ? `exp(${score} − ${subtrahend(number(Math.max(...visible), 3))}) ÷ 整行之和 = ${number(weights[key], 4)}`
         : "exp(−∞) = 0",
     ),
   ];
