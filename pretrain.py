@@ -14,6 +14,7 @@ from utils.checkpoint_files import checkpoint_folder
 from utils.config_file import ConfigFile, read_config
 from utils.documents import Source, open_source
 from utils.errors import run_program
+from utils.processes import on_main
 from utils.settings import TrainingSettings, add_training_arguments
 from utils.training_output import claim_output
 from utils.weights_file import check_weights_file, fingerprint
@@ -66,7 +67,8 @@ def train(
     model, config = load_start(args, config)
     cfg = config.model
     program.agree_on(**cfg.to_dict(), 语料=f"{source.digest} {source.encoding}", 初始权重=fingerprint(args.init_from))
-    corpus = distributed.in_turns("corpus", lambda: read_corpus(args, config, source))
+    tokenizer = distributed.from_main(choose_tokenizer(args, config))
+    corpus = distributed.in_turns("corpus", lambda: read_corpus(config, source, tokenizer))
     loaders = corpus.create_loaders(cfg.context_length, settings)
     if args.dry_run:
         dry_run.print_parameters(count_parameters(cfg))
@@ -83,13 +85,19 @@ def train(
         report.print_result(trainer, corpus, files)
 
 
-def read_corpus(args: argparse.Namespace, config: ConfigFile, source: Source):
-    """分好词的语料；词表大过 vocab_size 就抛出 UserError。"""
-    from utils.corpus import Corpus
+@on_main
+def choose_tokenizer(args: argparse.Namespace, config: ConfigFile) -> dict:
+    """配置里的分词器；接着训练而语料变了，就用检查点里的，重新训练的词表接不上。"""
     from utils.resume import recorded_tokenizer
 
-    keeps_tokenizer = args.resume and args.allow_data_change  # 语料变了，重新训练的词表就接不上了
-    tokenizer = recorded_tokenizer(checkpoint_folder(args.model_path)) if keeps_tokenizer else config.tokenizer
+    keeps_tokenizer = args.resume and args.allow_data_change
+    return recorded_tokenizer(checkpoint_folder(args.model_path)) if keeps_tokenizer else config.tokenizer
+
+
+def read_corpus(config: ConfigFile, source: Source, tokenizer: dict):
+    """分好词的语料；词表大过 vocab_size 就抛出 UserError。"""
+    from utils.corpus import Corpus
+
     corpus = Corpus.open(source, tokenizer)
     corpus.check_vocab_size(config.model.vocab_size, config.path)
     return corpus

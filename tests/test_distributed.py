@@ -131,6 +131,7 @@ def jobs(tmp_path_factory, corpus_text) -> Jobs:
         job("changed", *LONGER, "--parallel", "fsdp", "--allow_process_change", model="one_muon"),
         job("other_rate", "--max_steps", "2", own={"1": ["--learning_rate", "0.5"]}),
         job("other_corpus", "--max_steps", "2", own={"1": ["--data_path", "other.txt"]}),
+        job("bfloat16", "--parallel", "fsdp", *UNEVEN, "--dtype", "bfloat16", "--max_steps", "4"),
         job("lora", *LORA, "--parallel", "fsdp", program="finetune_classifier"),
     ]
     for count, part in ((1, one), (2, two)):
@@ -229,6 +230,12 @@ def test_processes_that_disagree_stop_before_the_first_step(jobs):
     assert not (jobs.folder / "other_rate.pth").exists()
 
 
+def test_sharded_model_is_trained_in_bfloat16_too(jobs):
+    outcome = jobs.outcome("bfloat16")
+    assert outcome.ends == ["done", "done"]
+    assert outcome.losses[0] == pytest.approx(jobs.outcome("one").losses[0], abs=0.02)
+
+
 def test_lora_with_fsdp_is_refused(jobs):
     assert set(jobs.outcome("lora").ends) == {
         "错误：--parallel：fsdp 不能与 --trainable lora 同用。用 --parallel ddp。"
@@ -237,7 +244,7 @@ def test_lora_with_fsdp_is_refused(jobs):
 
 def test_only_one_process_talks_and_writes(jobs):
     lines = (jobs.folder / "output.txt").read_text(encoding="utf-8").splitlines()
-    assert sum(line.startswith("Ep 1 (Step 000000)") for line in lines) == 12  # 训练了几次就有几行
+    assert sum(line.startswith("Ep 1 (Step 000000)") for line in lines) == 13  # 训练了几次就有几行
     folder = checkpoint_folder(jobs.folder / "fsdp.pth")
     assert [path.name for path in folder.iterdir()] == [path.name for path in list_checkpoints(folder)]
     assert not list(jobs.folder.rglob("*.tmp"))

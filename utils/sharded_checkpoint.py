@@ -105,7 +105,8 @@ def _write_shards(tensors: Tensors, folder: Path) -> None:
         dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder))
     except dcp.api.CheckpointException as error:
         number, (cause, _) = next(iter(error.failures.items()))
-        reason = f"进程 {number} 写不进去（{getattr(cause, 'strerror', None) or cause}）"
+        system = cause if isinstance(cause, OSError) else cause.__context__  # torch.save 把磁盘错误包在里面
+        reason = f"进程 {number} 写不进去（{getattr(system, 'strerror', None) or '磁盘满了，或读写出错'}）"
         raise RunError(folder.parent, reason, "原有的检查点没有改动；检查磁盘的空间和权限。") from None
 
 
