@@ -37,6 +37,7 @@ def time_of_saving(name: str, folder: Path) -> tuple[float, int]:
     assert sum(count_parameters(cfg).values()) > 10**6
     trainer = make_trainer(TrainingSettings(batch_size=4))
     trainer.model = LanguageModel(cfg)
+    trainer.parallel.wrap(trainer.model)
     trainer.optimizers = build_optimizers(trainer.model, trainer.settings)
     folder.mkdir()
     run = start_run(trainer, folder / "model.pth")

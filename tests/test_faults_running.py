@@ -354,7 +354,7 @@ def test_checkpoint_that_is_a_folder_or_a_pipe_is_not_opened(folder):
         path.unlink()
     (folder / "model.pth.ckpt" / "step-00000006.ckpt").mkdir()
     os.mkfifo(folder / "model.pth.ckpt" / "step-00000008.ckpt")
-    refuse_resume(folder, "step-00000006.ckpt 不是普通文件", "step-00000008.ckpt 不是普通文件")
+    refuse_resume(folder, "step-00000006.ckpt 缺少 state.pth", "step-00000008.ckpt 不是普通文件")
 
 
 def test_changed_corpus_needs_a_flag_and_keeps_the_vocabulary(folder):

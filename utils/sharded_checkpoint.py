@@ -145,6 +145,8 @@ def digest_of(path: Path) -> str:
 
 def read_rest(path: Path) -> dict:
     """检查文件夹里的每一个文件，读出张量以外的一切；有任何不对都抛出 UserError。"""
+    if not (path / STATE_NAME).exists():
+        raise UserError(path, f"缺少 {STATE_NAME}")
     check_archive(path / STATE_NAME, "检查点")
     rest = load_state(path / STATE_NAME, mmap=False)
     if not all(isinstance(rest.get(name), dict) for name in OWN_ITEMS):
