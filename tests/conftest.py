@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -23,6 +24,12 @@ TINY_FILE = {
     "tokenizer": {"type": "bpe", "vocab_size": 300},
     "training": {"epochs": 1, "max_steps": 6, "batch_size": 4, "learning_rate": 0.003, "eval_freq": 3},
 }
+
+
+def pytest_configure() -> None:
+    """放到后台运行的 shell 让子进程不理 Ctrl-C；测试要发 SIGINT，所以改回来。"""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,17 @@ def test_folder_reads_back_as_the_same_checkpoint(state, folder):
     assert not list(folder.parent.glob("*.tmp"))
 
 
+def test_same_step_can_be_saved_again_in_either_form(state, tmp_path):
+    checkpoints = Checkpoints(tmp_path / "m.ckpt")
+    path = checkpoints.save(state)
+    save_folder(path, state, keep_old=False)
+    assert path.is_dir()
+    save_folder(path, state, keep_old=False)
+    assert read_checkpoint(path)["progress"] == state["progress"]
+    assert checkpoints.save(state) == path and path.is_file()
+    assert read_checkpoint(path)["progress"] == state["progress"] and list(path.parent.iterdir()) == [path]
+
+
 def test_any_flipped_bit_or_missing_file_is_noticed(folder):
     names = sorted(os.listdir(folder))
     assert METADATA_NAME in names and "state.pth" in names and any(name.endswith(".distcp") for name in names)

@@ -67,6 +67,12 @@ class Checkpoints:
         return path
 
     def _write(self, path: Path, state: dict, keep_old: bool) -> None:
+        if path.is_dir():  # 同一步，FSDP 存过；文件不能直接顶替文件夹
+            if keep_old:
+                keep_backup(path)
+            else:
+                remove_checkpoint(path)
+            keep_old = False
         save_state(path, state, keep_old)
 
     @on_main
@@ -80,7 +86,7 @@ class Checkpoints:
 
         for path in set(paths) - set(paths[-NUM_NEWEST:]) - {min(paths, key=loss)}:
             with contextlib.suppress(OSError):  # 删不掉的旧检查点留着也无害
-                _remove(path)
+                remove_checkpoint(path)
 
     def load_newest(self) -> tuple[Path, dict]:
         """最新的完好的检查点和它的内容；坏了的说一声，留在原处。"""
@@ -115,7 +121,7 @@ def load_progress(trainer: Trainer, path: Path, state: dict) -> None:
         raise UserError(path, "里面的训练状态与现在的模型不符", FROM_SCRATCH) from None
 
 
-def _remove(path: Path) -> None:
+def remove_checkpoint(path: Path) -> None:
     """删去一个检查点；文件夹先改名，删到一半断电也不会被当作检查点。"""
     if path.is_dir():
         hidden = path.with_name(f".{path.name}.{REMOVED}{TEMPORARY_SUFFIX}")

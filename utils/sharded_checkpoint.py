@@ -27,7 +27,7 @@ from utils.checkpoint_files import FROM_SCRATCH
 from utils.errors import RunError, UserError
 from utils.files import READ_BYTES, TEMPORARY_SUFFIX, current_umask, keep_backup, sync_folder
 from utils.parallel_checkpoint import ReplicatedCheckpoints
-from utils.resume import check_state, load_progress
+from utils.resume import check_state, load_progress, remove_checkpoint
 from utils.train_utils import Trainer
 
 STATE_NAME, METADATA_NAME = "state.pth", ".metadata"
@@ -128,6 +128,8 @@ def _publish(temporary: Path, path: Path, rest: dict, keep_old: bool) -> None:
     temporary.chmod(0o777 & ~current_umask())
     if keep_old:
         keep_backup(path)
+    elif path.exists():  # 同一步存过，如 --max_minutes 到点时正好刚存；文件夹不能直接顶替
+        remove_checkpoint(path)
     os.replace(temporary, path)
     sync_folder(path.parent)
 
