@@ -12,9 +12,9 @@ from model.config import ModelConfig, count_parameters
 from utils import cli
 from utils.checkpoint_files import checkpoint_folder
 from utils.config_file import ConfigFile, read_config
-from utils.documents import Source, open_source
+from utils.documents import Source, find_files, open_source
 from utils.errors import run_program
-from utils.processes import on_main
+from utils.processes import is_launched, on_main
 from utils.settings import TrainingSettings, add_training_arguments
 from utils.training_output import claim_output
 from utils.weights_file import check_weights_file, fingerprint
@@ -44,8 +44,10 @@ def main() -> None:
     else:
         config = read_config(args.config or DEFAULT_CONFIG, ModelConfig.from_dict)
     settings = TrainingSettings.from_sources(config.training, args, config.path)
-    source = open_source(args.data_path, args.encoding)
-    inputs = (config.path, *source.paths)
+    paths = [path for path, _ in find_files(args.data_path)]
+    # 几个进程一起训练时，每台机器只读一遍，要等连成一组之后
+    source = None if is_launched() else open_source(args.data_path, args.encoding)
+    inputs = (config.path, *paths)
     if args.init_from:
         inputs += (check_weights_file(args.init_from, advice="--init_from 应指向一个模型文件或文件夹。"),)
     with claim_output(args, args.model_path, inputs):
@@ -54,7 +56,7 @@ def main() -> None:
 
 
 def train(
-    args: argparse.Namespace, config: ConfigFile, settings: TrainingSettings, source: Source, started: float
+    args: argparse.Namespace, config: ConfigFile, settings: TrainingSettings, source: Source | None, started: float
 ) -> None:
     import torch
 
@@ -64,6 +66,8 @@ def train(
     from utils.training_program import TrainingProgram
 
     program = TrainingProgram(args, settings, started)
+    if source is None:
+        source = distributed.once_per_machine("scan", lambda: open_source(args.data_path, args.encoding))
     model, config = load_start(args, config)
     cfg = config.model
     program.agree_on(**cfg.to_dict(), 语料=f"{source.digest} {source.encoding}", 初始权重=fingerprint(args.init_from))

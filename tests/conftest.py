@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -101,6 +102,21 @@ def make_corpus(text: str, tokenizer_spec: dict, path: Path) -> Corpus:
     """把 text 写进 path，再作为语料读入。"""
     path.write_text(text, encoding="utf-8", newline="")
     return Corpus.from_file(TextFile.scan(path), tokenizer_spec)
+
+
+def free_port() -> int:
+    """现在没有人用的端口。"""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """不用 torchrun、自己启动一个进程时的环境变量。"""
+    numbers = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world_size}
+    own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **numbers}
+    shared = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "PYTHONIOENCODING": "utf-8"}
+    return {**os.environ, **shared, **{name: str(value) for name, value in own.items()}}
 
 
 @pytest.fixture

@@ -13,12 +13,15 @@ from pathlib import Path
 
 import torch
 
+import pretrain
 from utils import muon, processes
+from utils.checkpoint_files import checkpoint_folder, list_checkpoints
 from utils.errors import Terminated, UserError, run_program
 from utils.run_files import RunFiles
 from utils.train_utils import Trainer
 
 TRAIN_STEP = Trainer._train_step
+OPEN_SOURCE = pretrain.open_source
 ORTHOGONALIZE = muon.orthogonalize
 
 
@@ -40,7 +43,18 @@ def hang() -> None:
         time.sleep(0.05)
 
 
+def spoil() -> None:
+    """改坏最新的检查点里一份的一位，再被杀。"""
+    newest = list_checkpoints(checkpoint_folder(Path("spoiled.pth")))[-1]
+    part = max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 FAULTS = {
+    "spoil": spoil,
     "stop": lambda: signal.raise_signal(signal.SIGTERM),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "hang": hang,
@@ -51,7 +65,7 @@ class Recorder:
     """代替 Trainer._train_step：记下每步的损失和样本，到了指定的步就出事。"""
 
     def __init__(self, job: dict):
-        self.losses, self.samples = [], []
+        self.losses, self.samples, self.scans = [], [], 0
         self._fault = job.get("fault")  # [什么事, 第几步之后, 哪个进程]，只在第一次启动时
 
     def install(self) -> None:
@@ -67,7 +81,11 @@ class Recorder:
                     FAULTS[recorder._fault[0]]()
             return loss
 
-        Trainer._train_step = step
+        def scan(*args: object) -> object:
+            recorder.scans += 1
+            return OPEN_SOURCE(*args)
+
+        Trainer._train_step, pretrain.open_source = step, scan
 
 
 def train(job: dict) -> dict:
@@ -84,7 +102,7 @@ def train(job: dict) -> dict:
         main()
     except (Terminated, UserError) as error:
         end = str(error)
-    return {"losses": recorder.losses, "samples": recorder.samples, "end": end}
+    return {"losses": recorder.losses, "samples": recorder.samples, "end": end, "scans": recorder.scans}
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import ROOT, write_config
+from conftest import ROOT, free_port, rank_environment, write_config
 from utils.checkpoint import read_model_file
 from utils.checkpoint_files import checkpoint_folder, list_checkpoints
 
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="torch 的 Windows 版没有 gloo 以外的进程组，torchrun 未测"
 )
 
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 JOB = ROOT / "tests" / "distributed_job.py"
 # 每批 5 个、累积 3 批：一次更新 15 个样本，2 个或 4 个进程都分不均；一轮的最后一次更新更少
 UNEVEN = ("--batch_size", "5", "--accumulation_steps", "3", "--grad_clip", "0.3")
@@ -31,6 +32,7 @@ class Outcome:
     losses: list[float]
     samples: list[list[list[int]]]  # 各进程的各步的样本合在一起
     ends: list[str]
+    scans: list[int]  # 各进程读了几遍语料
 
 
 class Jobs:
@@ -61,7 +63,7 @@ class Jobs:
         steps = zip(*(result["samples"] for result in results), strict=True)
         samples = [[row for part in step for row in part] for step in steps]
         losses = [float.fromhex(loss) for loss in results[0]["losses"]]
-        return Outcome(losses, samples, [result["end"] for result in results])
+        return Outcome(losses, samples, *([result[key] for result in results] for key in ("end", "scans")))
 
     def log(self, name: str) -> list[dict]:
         lines = (self.folder / f"{name}.pth.log.jsonl").read_text(encoding="utf-8").splitlines()
@@ -130,7 +132,7 @@ def jobs(tmp_path_factory, corpus_text) -> Jobs:
         job("refused", *LONGER, "--parallel", "fsdp", model="one_muon"),
         job("changed", *LONGER, "--parallel", "fsdp", "--allow_process_change", model="one_muon"),
         job("other_rate", "--max_steps", "2", own={"1": ["--learning_rate", "0.5"]}),
-        job("other_corpus", "--max_steps", "2", own={"1": ["--data_path", "other.txt"]}),
+        job("other_dtype", "--max_steps", "2", own={"1": ["--dtype", "bfloat16"]}),
         job("bfloat16", "--parallel", "fsdp", *UNEVEN, "--dtype", "bfloat16", "--max_steps", "4"),
         job("lora", *LORA, "--parallel", "fsdp", program="finetune_classifier"),
     ]
@@ -221,9 +223,9 @@ def test_checkpoint_of_two_processes_continues_in_one(jobs):
 
 
 def test_processes_that_disagree_stop_before_the_first_step(jobs):
-    rate, corpus = jobs.outcome("other_rate"), jobs.outcome("other_corpus")
-    assert rate.losses == corpus.losses == []
-    for outcome, subject in ((rate, "learning_rate"), (corpus, "语料")):
+    rate, dtype = jobs.outcome("other_rate"), jobs.outcome("other_dtype")
+    assert rate.losses == dtype.losses == []
+    for outcome, subject in ((rate, "learning_rate"), (dtype, "dtype")):
         assert len(set(outcome.ends)) == 1 and f"错误：{subject}：各个进程不一致" in outcome.ends[0]
     assert "进程 0（" in rate.ends[0] and "是 0.003" in rate.ends[0] and "进程 1（" in rate.ends[0]
     assert "是 0.5" in rate.ends[0]
@@ -242,6 +244,11 @@ def test_lora_with_fsdp_is_refused(jobs):
     }
 
 
+def test_corpus_is_read_once_on_a_machine(jobs):
+    for mode in ("ddp", "fsdp"):
+        assert sum(jobs.outcome(mode).scans) == 1
+
+
 def test_only_one_process_talks_and_writes(jobs):
     lines = (jobs.folder / "output.txt").read_text(encoding="utf-8").splitlines()
     assert sum(line.startswith("Ep 1 (Step 000000)") for line in lines) == 13  # 训练了几次就有几行
@@ -251,32 +258,117 @@ def test_only_one_process_talks_and_writes(jobs):
 
 
 def test_four_processes_are_exact_too(jobs):
-    result = jobs.run(4, [job("four", *UNEVEN, "--max_steps", "12", "--parallel", "fsdp")])
+    modes = ("ddp", "fsdp")
+    four = [job(f"four_{mode}", *UNEVEN, "--max_steps", "50", "--parallel", mode) for mode in modes]
+    result = jobs.run(4, four)
     assert result.returncode == 0, result.stderr[-3000:]
-    ours, one = jobs.outcome("four"), jobs.outcome("one")
-    assert ours.samples[0] == one.samples[0] and len(ours.losses) == 12
-    # 学习率随总步数衰减，第一步之后就与 50 步的不同
-    assert ours.losses[0] == pytest.approx(one.losses[0], abs=1e-6)
+    one = jobs.outcome("one")
+    for mode in modes:
+        ours = jobs.outcome(f"four_{mode}")
+        assert ours.samples == one.samples and len(ours.losses) == 50
+        assert ours.losses == pytest.approx(one.losses, abs=1e-6)
+        assert jobs.log(f"four_{mode}")[0]["validate_loss"] == jobs.log("one")[0]["validate_loss"]
 
 
-def test_killed_process_is_named_and_the_restart_resumes_by_itself(jobs):
-    arguments = with_dropout("--parallel", "ddp", "--save_every", "3")
-    killed = job("killed", *arguments, fault=["kill", 8, 1], as_program=True)
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_killed_process_is_named_and_the_restart_resumes_by_itself(jobs, mode):
+    arguments = with_dropout("--parallel", mode, "--save_every", "3")
+    killed = job(f"killed_{mode}", *arguments, fault=["kill", 8, 1], as_program=True)
     result = jobs.run(2, [killed], "--max_restarts", "1")
     named = [line for line in result.stderr.splitlines() if line.startswith("错误：")]
     assert len(named) == 1 and named[0].startswith("错误：进程 1（") and "没有消息了" in named[0]
     assert result.returncode == 0, result.stderr[-3000:]
     assert "从第 6 步继续" in result.stdout
-    one, other = (torch.load(jobs.folder / f"{name}.pth", weights_only=True) for name in ("ddp_whole", "killed"))
+    assert_same_weights(jobs, f"{mode}_whole", f"killed_{mode}")
+
+
+def test_damaged_checkpoint_is_passed_over_by_the_restart(jobs):
+    """被杀之前，最新的检查点里有一份坏了一位：自动接着的是它的前一个。"""
+    arguments = with_dropout("--parallel", "fsdp", "--save_every", "3")
+    spoiled = job("spoiled", *arguments, fault=["spoil", 8, 1], as_program=True)
+    result = jobs.run(2, [spoiled], "--max_restarts", "1")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "从第 3 步继续" in result.stdout and "step-00000006" in result.stderr
+    assert_same_weights(jobs, "fsdp_whole", "spoiled")
+
+
+def assert_same_weights(jobs: Jobs, *names: str) -> None:
+    one, other = (torch.load(jobs.folder / f"{name}.pth", weights_only=True) for name in names)
     assert all(torch.equal(one[name], other[name]) for name in one.keys() - {"_extra_state"})
 
 
-def test_process_that_hangs_is_named_and_ends_the_job(jobs):
-    hung = job("hung", "--parallel", "ddp", "--patience", "2", fault=["hang", 5, 1], as_program=True)
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_process_that_hangs_is_named_and_ends_the_job(jobs, mode):
+    hung = job(f"hung_{mode}", "--parallel", mode, "--patience", "2", fault=["hang", 5, 1], as_program=True)
     result = jobs.run(2, [hung])
     named = [line for line in result.stderr.splitlines() if line.startswith("错误：")]
     assert result.returncode != 0 and len(named) == 1
     assert named[0].startswith("错误：进程 1（") and "停在" in named[0]
+
+
+DIES_WHILE_OTHERS_WAIT = """
+import os, signal, torch
+from utils import distributed, processes
+from utils.errors import run_program
+
+def make():
+    if processes.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def main():
+    distributed.start(torch.device("cpu"), patience=2)
+    distributed.in_turns("corpus", make)
+
+run_program(main)
+"""
+
+
+def run_on_two_machines(folder: Path, *commands: list[str]) -> list[tuple[int, str]]:
+    """每条命令是一台机器上唯一的进程，没有 torchrun。-> [(退出码, 标准错误)]"""
+    port, started = free_port(), []
+    for rank, command in enumerate(commands):
+        machine = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": LOOPBACK}
+        env = {**rank_environment(rank, len(commands), port), **machine}
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+        started.append(subprocess.Popen([sys.executable, *map(str, command)], env=env, cwd=folder, **pipes))
+    errors = [process.communicate(timeout=120)[1] for process in started]
+    return [(process.returncode, text) for process, text in zip(started, errors, strict=True)]
+
+
+def test_process_killed_while_the_others_wait_without_limit_is_named(tmp_path):
+    command = ["-c", DIES_WHILE_OTHERS_WAIT]
+    (code, stderr), _ = run_on_two_machines(tmp_path, command, command)
+    assert code == 1 and stderr.startswith("错误：进程 1（") and "没有消息了" in stderr
+
+
+def test_machines_with_different_corpora_stop_before_the_first_step(jobs):
+    shared = [ROOT / "pretrain.py", "--config", "tiny.json", "--device", "cpu", "--model_path", "disagree.pth"]
+    commands = [[*shared, "--data_path", name] for name in ("corpus.txt", "other.txt")]
+    ends = run_on_two_machines(jobs.folder, *commands)
+    assert [code for code, _ in ends] == [2, 2]
+    assert sum(text.count("错误：语料：各个进程不一致：进程 0（") for _, text in ends) == 1
+    assert not (jobs.folder / "disagree.pth").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_group_of_one_process_trains_like_no_group(tmp_path, device, dtype):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("没有 CUDA 显卡")
+    result = subprocess.run(
+        [sys.executable, ROOT / "tests" / "single_rank_job.py", device, dtype],
+        env=rank_environment(0, 1, free_port()),
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    losses = json.loads(result.stdout)
+    tolerance = 1e-5 if (device, dtype) == ("cpu", "float32") else 0.05
+    assert losses["ddp"] == pytest.approx(losses["one"], abs=tolerance)
+    assert losses["fsdp"] == pytest.approx(losses["one"], abs=tolerance)
+    assert (tmp_path / "fsdp.pth").stat().st_size
 
 
 def test_busy_port_is_named(tmp_path, corpus_text):
@@ -286,11 +378,10 @@ def test_busy_port_is_named(tmp_path, corpus_text):
         taken.bind(("", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        env = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         result = subprocess.run(
             [sys.executable, ROOT / "pretrain.py", "--config", config, "--data_path", "corpus.txt"],
             cwd=tmp_path,
-            env={**os.environ, **env, "PYTHONIOENCODING": "utf-8"},
+            env=rank_environment(0, 2, port),
             capture_output=True,
             encoding="utf-8",
             timeout=120,

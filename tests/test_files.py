@@ -12,6 +12,7 @@ from utils.files import (
     _create_temporary,
     check_input_file,
     check_output_path,
+    fingerprint_of_project,
     keep_backup,
     remove_leftovers,
     write_atomically,
@@ -158,3 +159,15 @@ def test_only_leftovers_nobody_is_writing_are_removed(tmp_path):
         names = {".b.abcd1234.tmp", ".a.abcd12345.tmp", ".a.00000000.tmp", os.path.basename(alive.name)}
         assert {path.name for path in tmp_path.iterdir()} == names
     remove_leftovers(tmp_path / "没有的文件夹", "a")
+
+
+def test_fingerprint_of_the_project_sees_every_line_of_code(tmp_path, monkeypatch):
+    (tmp_path / "utils").mkdir()
+    (tmp_path / "utils" / "files.py").write_bytes(b"a = 1\nb = 2\n")
+    (tmp_path / "train.py").write_bytes(b"c = 3\n")
+    monkeypatch.setattr("utils.files.__file__", str(tmp_path / "utils" / "files.py"))
+    before = fingerprint_of_project()
+    (tmp_path / "utils" / "files.py").write_bytes(b"a = 1\r\nb = 2\r\n")
+    assert fingerprint_of_project() == before  # 只是换行不同
+    (tmp_path / "train.py").write_bytes(b"c = 4\n")
+    assert fingerprint_of_project() != before

@@ -1,11 +1,13 @@
-"""utils/sharded.py：只有形状的模型照同样的随机数填好，与整个建立的逐位相同。分片训练在 test_distributed.py。"""
+"""utils/sharded.py：只有形状的模型照同样的随机数填好，与整个建立的逐位相同。真的分片训练在 test_distributed.py。"""
 
 import pytest
 import torch
 
 from conftest import tiny_config
 from model.language_model import LanguageModel
-from utils.sharded import RecordedStart
+from utils.settings import TrainingSettings
+from utils.sharded import RecordedStart, Sharded
+from utils.training_memory import TrainingMemory
 
 CONFIGS = [
     {},
@@ -34,3 +36,25 @@ def test_model_filled_piece_by_piece_is_the_model_built_whole(changes):
     assert torch.equal(torch.get_rng_state(), state)  # 随机数也正好用到同一处
     token_ids = torch.randint(0, cfg.vocab_size, (2, 8))
     assert torch.equal(model.eval()(token_ids), whole.eval()(token_ids))
+
+
+def test_accumulated_gradient_counts_whole(monkeypatch):
+    monkeypatch.setattr("utils.processes.world_size", lambda: 4)
+    cfg, size = tiny_config(), 10**9
+
+    def memory(**settings) -> int:
+        whole = TrainingMemory(cfg, TrainingSettings(batch_size=2, **settings), torch.device("cpu"), size, size)
+        return Sharded(torch.float32).own_memory(whole).num_parameters
+
+    assert memory(accumulation_steps=4) == memory()  # 四个进程各算一批，没有累积
+    assert memory(accumulation_steps=8) - memory() == size
+
+
+def test_everyone_writes_with_the_scores_of_the_main_process(monkeypatch):
+    model, token_ids = LanguageModel(tiny_config()).eval(), torch.tensor([[1, 2, 3]])
+    monkeypatch.setattr("utils.sharded.dist.broadcast", lambda tensor, src: tensor.fill_(7.0))
+    with torch.no_grad():
+        own = model.next_logits(token_ids)
+        with Sharded(torch.float32).writing_together(model):
+            assert (model.next_logits(token_ids) == 7).all()
+        assert torch.equal(model.next_logits(token_ids), own)

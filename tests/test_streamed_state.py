@@ -18,6 +18,16 @@ def test_streamed_file_is_the_file_torch_writes(tmp_path):
         read_model_file(tmp_path / "streamed.pth")
 
 
+def test_padding_of_unequal_shares_is_not_written(tmp_path, monkeypatch):
+    """行数不能被进程数整除时，凑齐的矩阵后面还有补齐的几行。"""
+    model = LanguageModel(tiny_config())
+    model.tokenizer_state = {"type": "gpt2"}
+    save_model(tmp_path / "whole.pth", model)
+    monkeypatch.setattr("utils.shards.whole", lambda tensor: torch.cat((tensor, tensor[:1]))[: len(tensor)])
+    save_streamed(tmp_path / "streamed.pth", model.plain_state_dict())
+    assert (tmp_path / "streamed.pth").read_bytes() == (tmp_path / "whole.pth").read_bytes()
+
+
 def test_failure_halfway_leaves_the_old_file(tmp_path):
     path = tmp_path / "m.pth"
     path.write_bytes(b"old")

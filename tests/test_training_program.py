@@ -7,6 +7,8 @@ import pytest
 import torch
 from test_training_run import make_trainer
 
+from utils.errors import UserError
+from utils.files import fingerprint_of_project
 from utils.run_report import RunStory
 from utils.settings import TrainingSettings
 from utils.training_memory import TrainingMemory
@@ -67,3 +69,21 @@ def test_model_is_compiled_when_asked(is_compiled):
     program = make_program(given, compile=is_compiled)
     trainer = program.build_trainer(given.model, (given.train_loader, given.validate_loader))
     assert (trainer.model._compiled_call_impl is not None) == is_compiled
+
+
+def test_launcher_that_does_not_say_which_machine_is_refused(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="启动器：没有设环境变量 LOCAL_RANK。用 torchrun 启动"):
+        make_program(make_trainer())
+
+
+def test_what_auto_chose_and_the_code_are_compared(monkeypatch):
+    facts = {}
+    monkeypatch.setattr("utils.training_program.distributed.check_same", facts.update)
+    program = make_program(make_trainer(), data_path="a.txt")
+    program.agree_on(语料="abc")
+    assert facts["device"] == program.device.type and facts["dtype"] in ("float32", "bfloat16")
+    assert facts["语料"] == "abc" and facts["代码"] == fingerprint_of_project() and "data_path" not in facts

@@ -383,6 +383,19 @@ def test_finished_run_is_not_trained_further_by_resuming(tmp_path, clock):
     assert run(99.0).step == 10 and (tmp_path / "m.pth.log.jsonl").read_bytes() == log
 
 
+def test_echo_of_a_signal_is_not_a_second_one(clock, monkeypatch):
+    """torchrun 和 Slurm 各发一次同一个信号：几个进程时，五秒之内的第二次不算。"""
+    monkeypatch.setattr("utils.training_run.world_size", lambda: 2)
+    trainer = make_trainer()
+    with stop_on_signal(trainer) as received:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert trainer.stop_requested and received == [signal.SIGTERM]
+        clock[0] += 6.0
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)
+
+
 def test_signal_during_the_last_save_still_counts(tmp_path, capsys):
     run = start(make_trainer(eval_freq=100), tmp_path / "m.pth", Budget(3))
     save = run.checkpoints.save

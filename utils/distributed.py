@@ -24,7 +24,8 @@ from utils.errors import UserError
 from utils.peers import watch
 from utils.rendezvous import meet
 
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.05, 1.0  # 隔多久问一次：开头，和久等之后
+LAST_RESORT = 60.0  # 交换的时限比 patience 多这么久：先由 Watch 说出是谁，NCCL 超时只会中止进程
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -47,13 +48,24 @@ def start(device: torch.device, patience: float) -> None:
         store, rank, world_size = next(dist.rendezvous("env://"))
         name = meet(store)
         store = dist.PrefixStore(name, store)
-        limit = timedelta(seconds=patience)
+        _check_same_device(store, device.type)
+        limit = timedelta(seconds=patience + LAST_RESORT)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)
     except dist.DistNetworkError as error:
         if "EADDRINUSE" in str(error):
             raise UserError(where, "端口已被占用", "换一个：torchrun --master_port，或设 MASTER_PORT。") from None
         raise UserError(where, "连不上", "检查地址、端口和防火墙，各台机器的 torchrun 参数要一致。") from None
     watch().begin(patience, name)
+
+
+def _check_same_device(store: dist.Store, kind: str) -> None:
+    """连接的种类随设备而定，不同就连不起来，所以先比较。"""
+    store.set(f"device {processes.rank()}", kind)
+    kinds = [store.get(f"device {rank}").decode() for rank in range(processes.world_size())]  # get 会等
+    other = next((rank for rank, found in enumerate(kinds) if found != kinds[0]), None)
+    if other is not None:
+        reason = f"各个进程不一致：进程 0 上是 {kinds[0]}，进程 {other} 上是 {kinds[other]}"
+        raise UserError("--device", reason, "各台机器用同样的设备，或都加 --device cpu。")
 
 
 def _loopback() -> str:
@@ -181,7 +193,7 @@ def _own_batches(loader: DataLoader) -> Iterable[Any]:
 def in_turns(name: str, make: Callable[[], Result]) -> Result:
     """进程 0 先做，再是别的机器上的第一个进程，最后是其余的：先做的写好文件，后做的直接用。
 
-    多久都等。name 是这件事的名字，每件不同。
+    还在做就等，多久都可以。name 是这件事的名字，每件不同。
     """
     if not is_on():
         return make()
@@ -195,13 +207,25 @@ def in_turns(name: str, make: Callable[[], Result]) -> Result:
     return result
 
 
+def once_per_machine(name: str, make: Callable[[], Result]) -> Result:
+    """每台机器上只由第一个进程做，结果交给同一台机器上的其余进程。name 同上。"""
+    if not is_on():
+        return make()
+    with watch().resting():
+        own = make() if processes.local_rank() == 0 else None
+        _wait_for_all(name)
+    return gather(own)[processes.rank() - processes.local_rank()]
+
+
 def _wait_for_all(key: str) -> None:
-    """等全部进程走到这里，没有时限；用 store 而不用 barrier，后者有时限。"""
+    """等全部进程走到这里，没有时限；用 store 而不用 barrier，后者有时限。有谁没了，由 Watch 说。"""
     store, size = dist.distributed_c10d._get_default_store(), dist.get_world_size()
     number = store.add(key, 1)
     everyone = -(-number // size) * size  # 同一个 key 用过几次也数得清
+    interval, longest = POLL_SECONDS
     while store.add(key, 0) < everyone:
-        time.sleep(POLL_SECONDS)
+        time.sleep(interval)
+        interval = min(longest, 1.5 * interval)
 
 
 def wait_for_all() -> None:

@@ -35,10 +35,7 @@ class DocumentCollection:
     @classmethod
     def scan(cls, paths: list[Path], encoding: str) -> "DocumentCollection":
         """找出、检查全部文件；哪个有错就抛出写明它的 UserError。"""
-        named = list(_find_files(paths))
-        for path, _ in named:
-            check_input_file(path, "数据文件")
-        _refuse_same_path(named)
+        named = find_files(paths, say=hint)
         memory = ScanMemory(paths, encoding)
         scanned = []
         with progress_bar("检查语料", sum(path.stat().st_size for path, _ in named), "B") as bar:
@@ -133,8 +130,16 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _find_files(paths: list[Path]) -> Iterator[tuple[Path, str]]:
-    """-> (路径, 名字)；直接给出的文件是什么后缀都行，文件夹里只认 SUFFIXES。"""
+def find_files(paths: list[Path], say: Callable[[str], None] = lambda text: None) -> list[tuple[Path, str]]:
+    """-> [(路径, 名字)]，还没有读内容；直接给出的文件是什么后缀都行，文件夹里只认 SUFFIXES。提示用 say 说。"""
+    named = list(_find_files(paths, say))
+    for path, _ in named:
+        check_input_file(path, "数据文件")
+    _refuse_same_path(named)
+    return named
+
+
+def _find_files(paths: list[Path], say: Callable[[str], None]) -> Iterator[tuple[Path, str]]:
     for path in paths:
         if not os.path.isdir(path):  # 名字太长时 Path.is_dir 会出错
             yield path, path.name
@@ -144,7 +149,7 @@ def _find_files(paths: list[Path]) -> Iterator[tuple[Path, str]]:
             raise UserError(path, f"文件夹里没有语料（{'、'.join(SUFFIXES)}）", "放进语料，或换一个文件夹。")
         if others:
             more = f" 等 {len(others):,} 个文件" if len(others) > SHOWN else ""
-            hint(f"提示：{path} 里不是语料的没有用：{'、'.join(others[:SHOWN])}{more}")
+            say(f"提示：{path} 里不是语料的没有用：{'、'.join(others[:SHOWN])}{more}")
         for name in found:
             yield path / name, name
 

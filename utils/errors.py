@@ -77,8 +77,8 @@ def _leave_together(code: int) -> None:
     if "torch" in sys.modules:
         from utils import peers
 
-        if peers.watch().is_alive():
-            peers.watch().leave()
+        if peers.watch().has_begun:
+            peers.watch().leave(code)
     sys.stderr.flush()
     os._exit(code)
 
@@ -127,7 +127,7 @@ def _is_lost(error: Exception) -> bool:
     """是因为别的进程没了，就说出是谁。"""
     from utils import peers
 
-    if not peers.is_lost(error) or not peers.watch().is_alive():
+    if not peers.is_lost(error) or not peers.watch().has_begun:
         return False
     peers.tell_lost()
     return True

@@ -30,6 +30,14 @@ def fingerprint_of_code(names: tuple[str, ...]) -> str:
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
 
 
+def fingerprint_of_project() -> str:
+    """训练要用的全部代码的指纹；换行是哪一种都一样。"""
+    root = Path(__file__).parent.parent
+    paths = sorted(path for pattern in ("*.py", "model/*.py", "utils/*.py") for path in root.glob(pattern))
+    lines = ("\n".join(path.read_bytes().decode("utf-8").splitlines()) for path in paths)
+    return hashlib.sha256("\f".join(lines).encode()).hexdigest()
+
+
 def check_input_file(path: Path, kind: str, advice: str = "") -> None:
     """path 必须是可读的普通文件；kind 是它在消息里的称呼，如“数据文件”。"""
     try:

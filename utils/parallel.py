@@ -18,6 +18,7 @@ from utils import processes
 from utils.cross_entropy import IGNORE_INDEX
 from utils.data_loader import EpochSampler, with_batches
 from utils.peers import watch
+from utils.settings import TrainingSettings
 from utils.training_memory import TrainingMemory
 
 
@@ -54,6 +55,10 @@ class OneProcess:
         """由各个进程那一份的范数，得到整个的。"""
         return norms
 
+    def writing_together(self, model: nn.Module) -> AbstractContextManager:
+        """里面用 model 写同一段文字。"""
+        return nullcontext()
+
 
 class Replicated(OneProcess):
     """DistributedDataParallel：每个进程有完整的模型，梯度在反向的同时相加。"""
@@ -61,9 +66,11 @@ class Replicated(OneProcess):
     mode = "ddp"
 
     def own_memory(self, memory: TrainingMemory) -> TrainingMemory:
-        samples = memory.settings.batch_size * memory.settings.accumulation_steps
-        share = min(memory.settings.batch_size, -(-samples // processes.world_size()))
-        return replace(memory, batch_size=share)
+        return replace(memory, batch_size=min(memory.settings.batch_size, self._own_samples(memory.settings)))
+
+    def _own_samples(self, settings: TrainingSettings) -> int:
+        """一次更新里，一个进程至多算几个样本。"""
+        return -(-settings.batch_size * settings.accumulation_steps // processes.world_size())
 
     def wrap(self, model: nn.Module) -> None:
         device = next(model.parameters()).device

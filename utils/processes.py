@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+OF_THIS_MACHINE = ("LOCAL_RANK", "LOCAL_WORLD_SIZE")  # 有的启动器不设
 
 
 def _number(name: str, default: int) -> int:
@@ -17,6 +18,11 @@ def _number(name: str, default: int) -> int:
 def is_launched() -> bool:
     """是不是由 torchrun（或别的设好这些环境变量的启动器）启动的。"""
     return all(os.environ.get(name) for name in NEEDED)
+
+
+def missing_variables() -> list[str]:
+    """几个进程时还要知道的、启动器却没有设的环境变量。"""
+    return [name for name in OF_THIS_MACHINE if not os.environ.get(name)] if world_size() > 1 else []
 
 
 def world_size() -> int:

@@ -89,7 +89,9 @@ def print_result(trainer: Trainer, corpus: Corpus, files: RunFiles) -> None:
         f"{name} validate loss {loss:.3f} (Step {kept.step:06d}), {total / characters:.3f} nats/char, "
         f"{total / num_bytes / math.log(2):.3f} bits/byte"
     )
-    say(f"样文：{sample(model, corpus, settings.sample_prompt, settings.seed)}")
+    with trainer.parallel.writing_together(model):
+        text = sample(model, corpus, settings.sample_prompt, settings.seed)
+    say(f"样文：{text}")
     which = "验证损失最低的" if settings.keep == "best" else "最后的"
     others = f"损失曲线：{files.curve}；报告：{files.report}；日志：{files.log}"
     say(f"{which}权重（第 {kept.step} 步）：{files.model}；{others}")

@@ -97,7 +97,8 @@ class RunReport:
 
     def _write_samples(self) -> list[Sample]:
         begin = time.monotonic()
-        samples = self.story.write_samples()
+        with self.trainer.parallel.writing_together(self.trainer.model):
+            samples = self.story.write_samples()
         self.history.sampling_seconds += time.monotonic() - begin
         return samples
 

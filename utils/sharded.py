@@ -1,8 +1,8 @@
 """FSDP：权重、梯度、动量按行分给各个进程，用到哪一块才凑齐哪一块，用完就放掉。道理见 docs/多机训练.md。"""
 
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from utils import processes, shards
 from utils.memory import return_freed_memory
 from utils.parallel import Replicated
+from utils.peers import watch
 from utils.training_memory import TrainingMemory
 
 GROUP_COPIES = 4  # 一组凑齐时一共占几份：收到的、拼好的权重，梯度和待发的梯度，gloo 自己的缓冲；在 CPU 上量的
@@ -50,7 +51,9 @@ class Sharded(Replicated):
         memory, size = super().own_memory(memory), processes.world_size()
         outer = memory.cfg.vocab_size * memory.cfg.emb_dim
         group = outer + max(0, memory.num_parameters - outer) // memory.cfg.num_layers
-        own = memory.num_parameters // size + GROUP_COPIES * group
+        accumulates = self._own_samples(memory.settings) > memory.settings.batch_size
+        held = memory.num_parameters * accumulates  # 累积着的梯度是整个的
+        own = memory.num_parameters // size + GROUP_COPIES * group + held
         return replace(memory, num_parameters=own, num_trained=memory.num_trained // size)
 
     def wrap(self, model: nn.Module) -> None:
@@ -80,13 +83,32 @@ class Sharded(Replicated):
         return MixedPrecisionPolicy(param_dtype=self._dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
     def exchanging(self, is_last: bool) -> AbstractContextManager:
+        watch().mark()
         self.forward.set_requires_gradient_sync(is_last)
         return nullcontext()
 
     def whole_norms(self, norms: list[Tensor]) -> list[Tensor]:
+        watch().mark()
         squares = torch.stack(norms).square()
         dist.all_reduce(squares)
         return list(squares.sqrt())
+
+    @contextmanager
+    def writing_together(self, model: nn.Module) -> Iterator[None]:
+        """分数都用进程 0 的：各台机器的末位不同时，挑出不同的 token，有的停了，有的还在写，就会互相等。"""
+        alone = model.next_logits
+
+        def together(*args: Any, **kwargs: Any) -> Tensor:
+            watch().mark()
+            logits = alone(*args, **kwargs).contiguous()
+            dist.broadcast(logits, src=0)
+            return logits
+
+        model.next_logits = together
+        try:
+            yield
+        finally:
+            model.next_logits = alone
 
 
 class RecordedStart(TorchDispatchMode):

@@ -86,7 +86,13 @@ def _write_zip(file: BinaryIO, state: dict, tensors: Iterator[Tensor]) -> None:
         for name, data in {**records, "byteorder": sys.byteorder.encode()}.items():
             writer.write_record(name, data, len(data))
         for number, tensor in enumerate(tensors):
-            storage = tensor.contiguous().untyped_storage()
+            storage = _tight(tensor).untyped_storage()
             writer.write_record(f"data/{number}", storage, storage.nbytes())
     finally:
         writer.write_end_of_file()  # 出了错也要：否则它在文件关上之后才写结尾，整个进程便垮掉
+
+
+def _tight(tensor: Tensor) -> Tensor:
+    """内存里只有它自己的：行数分不均时，凑齐的矩阵后面有补齐的几行。"""
+    tensor = tensor.contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()

@@ -14,6 +14,7 @@ from utils import distributed, dry_run, processes, report
 from utils.budget import plan_budget
 from utils.device import autocast, available_memory, choose_device, choose_dtype
 from utils.errors import UserError
+from utils.files import fingerprint_of_project
 from utils.memory import keep_freed_memory
 from utils.optimizers import build_optimizers
 from utils.parallel import OneProcess, build_parallel
@@ -43,7 +44,7 @@ def build_trainer(
     return trainer
 
 
-OWN_ARGUMENTS = {"data_path", "model_path", "output_path", "init_from", "config", "device"}  # 各台机器可以不同
+OWN_ARGUMENTS = {"data_path", "model_path", "output_path", "init_from", "config"}  # 各台机器可以不同
 SHARDED_BYTES = 16  # 一个参数的权重、梯度和 AdamW 的两份动量；再加激活还要有余地
 ROOM = 0.5  # 这些至多占可用内存的一半，才值得每个进程都放一整份
 
@@ -55,6 +56,8 @@ class TrainingProgram:
     """
 
     def __init__(self, args: argparse.Namespace, settings: TrainingSettings, started: float):
+        if missing := processes.missing_variables():
+            raise UserError("启动器", f"没有设环境变量 {'、'.join(missing)}", "用 torchrun 启动，或自己设好。")
         keep_freed_memory()
         self.args, self.settings, self.started = args, settings, started
         self.device = choose_device(settings.device)
@@ -70,7 +73,9 @@ class TrainingProgram:
     def agree_on(self, **facts: object) -> None:
         """几个进程一起训练时，各自的命令、配置、数据要相同；不同就抛出 UserError，说出差别。"""
         own = {name: value for name, value in vars(self.args).items() if name not in OWN_ARGUMENTS}
-        distributed.check_same({**own, **asdict(self.settings), **facts, "torch": str(torch.__version__)})
+        chosen = {"device": self.device.type, "dtype": str(self.dtype).removeprefix("torch.")}  # auto 选了什么
+        versions = {"代码": fingerprint_of_project(), "torch": str(torch.__version__)}
+        distributed.check_same({**own, **asdict(self.settings), **chosen, **facts, **versions})
 
     def parallel_for(self, num_parameters: int) -> OneProcess:
         """照 --parallel 挑一种做法；auto 在每个进程放得下整个模型时用 ddp。"""

@@ -24,7 +24,8 @@ from utils.errors import UserError, leave_by_signal, stop_signals
 from utils.files import check_free_space
 from utils.loss_spikes import SpikeDetector
 from utils.parallel_checkpoint import build_checkpoints, compare_processes
-from utils.processes import is_main, on_main
+from utils.peers import watch
+from utils.processes import is_main, on_main, world_size
 from utils.resume import MAX_FILES
 from utils.run_files import Kept, RunFiles
 from utils.run_identity import RunIdentity, compare_runs
@@ -33,6 +34,7 @@ from utils.train_utils import Evaluation, Interrupted, NotFiniteError, Trainer
 
 SAVE_SECONDS = 300.0  # 没有指定 --save_minutes 时，检查点的间隔
 SAVE_FRACTION = 1 / 50  # 并且保存不占去训练时间的更大部分
+ECHO_SECONDS = 5.0  # Slurm 和 torchrun 会把同一个信号各发一次给每个进程，这么久之内的不算第二个
 LIMITS = ("epochs", "max_steps", "max_minutes")  # 训练到哪里为止
 
 
@@ -94,8 +96,14 @@ class ProgressBar:
 def stop_on_signal(trainer: Trainer) -> Iterator[list[int]]:
     """第一个停止的信号让训练在这一批之后停下，第二个立刻离开；交出收到的信号。"""
     received: list[int] = []
+    first_at = 0.0
 
     def handle(signum: int, frame: object) -> None:
+        nonlocal first_at
+        now = time.monotonic()
+        if received and world_size() > 1 and now - first_at < ECHO_SECONDS:
+            return
+        first_at = now
         trainer.stop_requested = True
         received.append(signum)
         if len(received) > 1:
@@ -267,7 +275,8 @@ class TrainingRun:
     def _timed(self, save: Callable[[], object]) -> float:
         """做一次保存，返回用了几秒。"""
         begin = time.monotonic()
-        save()
+        with watch().busy():
+            save()
         seconds = time.monotonic() - begin
         self._saving_seconds += seconds
         return seconds
