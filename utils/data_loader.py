@@ -13,7 +13,7 @@ from utils.keyed_order import KeyedOrder
 from utils.token_sequence import TokenSequence
 
 TRAIN_FRACTION = 0.9  # 前 90 % 训练，后 10 % 验证
-RELEASE_WINDOWS = 1000  # 内存映射的语料每取这么多个窗口，就把读过的页还给系统一次，常驻内存不会一路涨到文件那么大
+RELEASE_WINDOWS = 100  # 内存映射的语料每取这么多个窗口，就把读过的页还给系统一次：随机取一处，系统会映射周围多达 1 MB
 ORDER_BLOCK = 65_536  # 打乱的顺序一次取出这么多个，几百万个窗口也不必变成 Python 列表
 STORED_ORDER = 1 << 23  # 至多这么多个样本时，打乱的顺序整个存下来（64 MB）；1 GB 的语料还在它之内
 
