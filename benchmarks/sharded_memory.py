@@ -38,6 +38,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--config", type=cli.file_path, default=Path("configs/gpt2_config_1558M.json"), help="模型（默认 %(default)s）")
     add("--context_length", type=cli.positive_int, default=64, help="上下文缩短到几个 token（默认 %(default)s）")
+    add("--accumulation_steps", type=cli.positive_int, default=1, help="累积几批才更新（默认 %(default)s）")
     help_until = "量到哪里：init 建立和评估，gradients 反向，adamw 和 muon 用它更新两次（默认 %(default)s）"
     add("--until", type=cli.one_of("init", "gradients", "adamw", "muon"), default="gradients", help=help_until)
     return parser.parse_args()
@@ -48,10 +49,11 @@ def main() -> None:
     if processes.world_size() == 1:
         raise UserError("sharded_memory.py", "只有一个进程", "用 torchrun --nproc_per_node 2 启动。")
     cfg = read_config(args.config, ModelConfig.from_dict).model
-    measure(dataclasses.replace(cfg, context_length=args.context_length, drop_rate=0.0), args.until)
+    cfg = dataclasses.replace(cfg, context_length=args.context_length, drop_rate=0.0)
+    measure(cfg, args.until, args.accumulation_steps)
 
 
-def measure(cfg: ModelConfig, until: str) -> None:
+def measure(cfg: ModelConfig, until: str, accumulation_steps: int) -> None:
     keep_freed_memory()
     distributed.start(CPU, patience=1800)
     weights, size = 4 * cfg.num_parameters, processes.world_size()
@@ -68,7 +70,9 @@ def measure(cfg: ModelConfig, until: str) -> None:
         calc_loss_batch(model, inputs, targets)
     report("评估一批之后：权重", weights / size)
     for name, optimizers in steps(model, until):
-        calc_loss_batch(model, inputs, targets).backward()
+        for number in range(1, accumulation_steps + 1):
+            with parallel.exchanging(is_last=number == accumulation_steps):
+                calc_loss_batch(model, inputs, targets).backward()
         clip_gradients(model, 1.0, parallel)
         for optimizer in optimizers:
             optimizer.step()
