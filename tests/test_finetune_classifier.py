@@ -9,6 +9,7 @@ import torch
 
 from conftest import report_data, run
 from utils.checkpoint import read_model_file
+from utils.labeled_text import read_labeled_texts, split_records
 
 GOOD, BAD = ("回家吃饭", "明天开会", "孩子放学", "谢谢你", "晚上见"), ("免费领取", "点击链接", "中奖", "加微信", "贷款")
 RESULT = re.compile(r"测试准确率 (\d+\.\d\d)%（第 (\d+) 步的权重）")
@@ -116,6 +117,21 @@ def test_small_adapter_and_base_answer_like_the_merged_model(folder, tuned):
         "l.pth：已经是分类模型，不用再加适配器",
     )
     refuse(folder, "classify.py", ["--model_path", "model.pth", "--adapter_path", "l.pth"], "l.pth：已损坏或不是适配器")
+
+
+def test_best_weights_of_lora_are_the_ones_judged(folder, tuned):
+    """学习率太大，越练越差：最好的不是最后一步，报的应是文件里合并过的权重的准确率。"""
+    flags = ("--trainable", "lora", "--keep", "best", "--learning_rate", 3, "--eval_freq", 1, "--max_steps", 4)
+    result = finetune(folder, *flags, "--output_path", "best.pth")
+    assert result.code == 0, result.stderr
+    accuracy, step = RESULT.search(result.stdout).groups()
+    assert int(step) == read_model_file(folder / "best.pth").origin["step"] < 4
+    test = split_records(read_labeled_texts(folder / "spam.csv"), seed=123).test
+    lines = "".join(f"{record.text}\n" for record in test)
+    judged = run("classify.py", "--model_path", "best.pth", cwd=folder, stdin=lines)
+    guesses = re.findall(r"模型: (\S+)（", judged.stdout)
+    right = sum(guess == record.label for guess, record in zip(guesses, test, strict=True))
+    assert float(accuracy) == pytest.approx(100 * right / len(test), abs=0.01)
 
 
 def test_frozen_weights_stay_as_they_were(folder, tuned):

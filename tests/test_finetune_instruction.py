@@ -86,6 +86,16 @@ def test_lora_gives_a_plain_file(folder, tuned):
     assert read_model_file(folder / "lora.pth").weights.keys() == read_model_file(folder / "model.pth").weights.keys()
 
 
+def test_best_weights_of_lora_are_the_ones_judged(folder, tuned):
+    """学习率太大，越练越差：最好的不是最后一步，判断时要装回文件里的、合并过的权重。"""
+    flags = ("--trainable", "lora", "--keep", "best", "--eval_freq", 1, "--max_steps", 6)
+    flags += ("--optimizer", "adamw", "--learning_rate", 1, "--warmup_steps", 20)
+    result = finetune(folder, *flags, "--output_path", "best.pth")
+    assert result.code == 0, result.stderr
+    step = read_model_file(folder / "best.pth").origin["step"]
+    assert step < 6 and f"第 {step} 步" in result.stdout and "留出部分完全答对" in result.stdout
+
+
 def test_small_adapter_and_base_answer_like_the_merged_model(folder, tuned):
     result = finetune(folder, "--trainable", "lora", "--output_path", "l.pth", "--max_steps", 5)
     assert "适配器：l.pth.lora" in result.stdout
