@@ -78,7 +78,7 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
 
 
 def build_classifier(args: argparse.Namespace, seed: int, records: list[LabeledText], place):
-    """-> (预训练好的身体加上新的头, 分词器)，由 place 放到设备上，要训练的参数已经选好。"""
+    """-> (预训练好的主干加上新的头, 分词器)，由 place 放到设备上，要训练的参数已经选好。"""
     import torch
 
     from model.classifier import Classifier

@@ -92,12 +92,12 @@ class Blocks:
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
-    """(batch, seq, heads × head_dim) -> (batch, heads, seq, head_dim)"""
+    """(batch, seq, num_heads × head_dim) -> (batch, num_heads, seq, head_dim)"""
     return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """(batch, heads, seq, head_dim) -> (batch, seq, heads × head_dim)"""
+    """(batch, num_heads, seq, head_dim) -> (batch, seq, num_heads × head_dim)"""
     return x.transpose(1, 2).flatten(2)
 
 

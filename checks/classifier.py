@@ -16,7 +16,7 @@ PARTS = ("tok_emb", "position", "trf_blocks", "final_norm")
 
 @dataclass(frozen=True)
 class Classify:
-    """语言模型的身体，三个标签的头；每一步都可以改错。"""
+    """语言模型的主干，三个标签的头；每一步都可以改错。"""
 
     biased: bool = True
     body: Model = Model(tiny_config(tie_weights=False))
@@ -67,7 +67,7 @@ CHECKS = [
         ],
     ),
     fact_check(
-        "身体是原来的，头是新的",
+        "主干是原来的，头是新的",
         _facts,
         EXPECTED,
         [

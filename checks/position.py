@@ -12,7 +12,7 @@ from model.position import LearnedPosition, RotaryPosition
 
 USES = ()
 START = 3
-SHAPE = (2, 4, 5, 8)  # (batch, heads, seq, head_dim)
+SHAPE = (2, 4, 5, 8)  # (batch, num_heads, seq, head_dim)
 
 
 @dataclass(frozen=True)

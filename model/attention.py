@@ -22,7 +22,8 @@ def causal_mask(num_queries: int, num_keys: int, device: torch.device | None = N
 def attention_map(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     """softmax(QKᵀ / √head_dim)，只看过去；也交出遮住将来之前的分数。
 
-    queries (batch, heads, seq, head_dim), keys (batch, heads, total, head_dim) -> 分数、权重 (batch, heads, seq, total)
+    queries (batch, num_heads, num_queries, head_dim)，keys (batch, num_heads, num_keys, head_dim)
+    -> 分数、权重，都是 (batch, num_heads, num_queries, num_keys)
     """
     # 除以 √head_dim，否则点积随维度变大，softmax 会饱和
     scores = queries @ keys.transpose(-2, -1) / math.sqrt(keys.shape[-1])
@@ -34,14 +35,18 @@ def attention_map(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
 def attention_by_definition(queries: Tensor, keys: Tensor, values: Tensor, drop_rate: float = 0.0) -> Tensor:
     """注意力的定义，softmax(QKᵀ / √head_dim) V (Vaswani et al. 2017, 式 1)，只看过去。
 
-    queries (batch, heads, seq, head_dim)，keys 和 values (batch, heads, total, head_dim)，结果与 queries 同形状。
+    queries (batch, num_heads, num_queries, head_dim)，keys 和 values (batch, num_heads, num_keys, head_dim)
+    -> 与 queries 同形状
     """
     _, weights = attention_map(queries, keys)
     return dropout(weights, drop_rate) @ values
 
 
 def attention_in_blocks(queries: Tensor, keys: Tensor, values: Tensor, drop_rate: float = 0.0) -> Tensor:
-    """等于 attention_by_definition，但分数表右上角看不见的部分大多不算：一块查询只与它们看得见的键相乘。"""
+    """等于 attention_by_definition，但分数表右上角看不见的部分大多不算：一块查询只与它们看得见的键相乘。
+
+    queries、keys、values 都是 (batch, num_heads, seq, head_dim)，即 num_queries 等于 num_keys -> 同形状
+    """
     ends = range(BLOCK, queries.shape[-2] + BLOCK, BLOCK)
     blocks = [
         attention_by_definition(block, keys[..., :end, :], values[..., :end, :], drop_rate)
@@ -50,10 +55,11 @@ def attention_in_blocks(queries: Tensor, keys: Tensor, values: Tensor, drop_rate
     return torch.cat(blocks, dim=-2)
 
 
-class HeadNorm(nn.Module):
-    """QK-norm：点积之前把每个头的查询和键归一化，点积不会失控，学习率大些也稳 (Henry et al. 2020)。
+class QKNorm(nn.Module):
+    """QK-norm：每个头的查询和键各做一次 RMSNorm，于是 |q·k| / √head_dim ≤ √head_dim，学习率大些分数也不会失控。
 
-    (batch, heads, seq, head_dim) -> 同形状；没有参数。
+    Henry et al. 2020 的做法是 L2 归一化，再乘可学习的缩放；这里保留 1 / √head_dim。
+    (batch, num_heads, seq, head_dim) -> 同形状；没有参数。
     """
 
     def __init__(self, head_dim: int):
@@ -76,7 +82,7 @@ class MultiHeadAttention(nn.Module):
         self.W_key = nn.Linear(cfg.emb_dim, kv_dim, bias=cfg.qkv_bias)
         self.W_value = nn.Linear(cfg.emb_dim, kv_dim, bias=cfg.qkv_bias)
         self.out_proj = nn.Linear(cfg.emb_dim, cfg.emb_dim, bias=cfg.bias)
-        self.qk_norm = HeadNorm(cfg.head_dim) if cfg.qk_norm else nn.Identity()
+        self.qk_norm = QKNorm(cfg.head_dim) if cfg.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, position: nn.Module, cache: KVCache | None = None) -> Tensor:
         queries, keys, values = self.project(x, position, cache.length if cache is not None else 0)
@@ -86,13 +92,13 @@ class MultiHeadAttention(nn.Module):
         return self.out_proj(context.transpose(1, 2).flatten(2))
 
     def project(self, x: Tensor, position: nn.Module, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """(batch, seq, emb_dim) -> 查询、键、值，都是 (batch, heads, seq, head_dim)；键和值可以少些头。"""
+        """(batch, seq, emb_dim) -> 查询、键、值 (batch, num_heads, seq, head_dim)，键和值的头是 num_kv_heads 个。"""
         queries = position.rotate(self.qk_norm(self._split_heads(self.W_query(x))), start)
         keys = position.rotate(self.qk_norm(self._split_heads(self.W_key(x))), start)
         return queries, keys, self._split_heads(self.W_value(x))
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        """(batch, seq, heads × head_dim) -> (batch, heads, seq, head_dim)"""
+        """(batch, seq, num_heads × head_dim) -> (batch, num_heads, seq, head_dim)"""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -103,7 +109,7 @@ class MultiHeadAttention(nn.Module):
         if is_whole and self._definition_is_faster(queries, drop_rate):
             return attention_in_blocks(queries, keys, values, drop_rate)
         mask = None if is_whole or num_queries == 1 else causal_mask(num_queries, num_keys, queries.device)
-        # 融合内核不把 (seq, total) 的分数表写进内存，省内存也更快
+        # 融合内核不把 (num_queries, num_keys) 的分数表写进内存，省内存也更快
         return F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=mask, dropout_p=drop_rate, is_causal=is_whole, enable_gqa=self.is_grouped
         )

@@ -1,4 +1,4 @@
-"""分类模型：同一个身体，换一个头。最后一个 token 读过了全文，由它的向量判断标签。"""
+"""分类模型：同一个主干，换一个头。最后一个 token 读过了全文，由它的向量判断标签。"""
 
 import dataclasses
 
@@ -21,8 +21,8 @@ class Classifier(LanguageModel):
 
     @classmethod
     def from_language_model(cls, model: LanguageModel, labels: list[str]) -> "Classifier":
-        """身体用 model 的权重（同一处内存），头是新的。"""
-        with torch.device("meta"):  # 不为换下的身体占内存
+        """主干用 model 的权重（同一处内存），头是新的。"""
+        with torch.device("meta"):  # 不为换下的主干占内存
             classifier = cls(model.cfg, labels)
         for name in ("tok_emb", "position", "trf_blocks", "final_norm"):
             setattr(classifier, name, getattr(model, name))

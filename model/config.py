@@ -9,6 +9,7 @@ POSITIONS = ("learned", "rope")
 NORMS = ("layer_norm", "rms_norm")
 ACTIVATIONS = ("gelu", "swiglu", "relu2")
 
+SIZES = ("vocab_size", "context_length", "emb_dim", "num_heads", "num_layers", "num_kv_heads", "hidden_dim")  # 正整数
 MAX_SIZE = 2**31 - 1  # 比任何真实的模型都大得多，又不会让后面的算术溢出
 
 
@@ -56,15 +57,7 @@ class ModelConfig:
             object.__setattr__(self, "hidden_dim", 4 * self.emb_dim)
 
     def _check_types(self):
-        for name in (
-            "vocab_size",
-            "context_length",
-            "emb_dim",
-            "num_heads",
-            "num_layers",
-            "num_kv_heads",
-            "hidden_dim",
-        ):
+        for name in SIZES:
             value = getattr(self, name)
             optional = value is None and name in ("num_kv_heads", "hidden_dim")
             if not optional and (type(value) is not int or value < 1):

@@ -15,14 +15,14 @@ def gelu_by_definition(x: Tensor) -> Tensor:
 
 
 class GELU(nn.Module):
-    """GPT-2 的激活函数；数值等于 gelu_by_definition，用融合内核计算。"""
+    """GPT-2 的激活函数；数值等于 gelu_by_definition，用融合内核计算。形状不变。"""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(x, approximate="tanh")
 
 
 class SquaredReLU(nn.Module):
-    """ReLU²：max(0, x)² (So et al. 2021)。小模型上常比 GELU 学得快，算得也省。"""
+    """ReLU²：max(0, x)² (So et al. 2021)。小模型上常比 GELU 学得快，算得也省。形状不变。"""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x).square()

@@ -9,7 +9,7 @@ from model.config import ModelConfig
 from model.dropout import Dropout
 from model.kv_cache import KVCache
 from model.layer_norm import build_norm
-from model.lora import adapter_state_dict, body_fingerprint, merge_adapter, merged_state_dict
+from model.lora import adapter_state_dict, backbone_fingerprint, merge_adapter, merged_state_dict
 from model.position import POSITION_CLASSES
 from model.transform_block import TransformBlock
 
@@ -82,9 +82,9 @@ class LanguageModel(nn.Module):
         """写进模型文件的 state_dict：LoRA 已经合并，名字与没有加过一样。"""
         return merged_state_dict(self)
 
-    def body_fingerprint(self) -> str:
-        """身体的指纹，头和适配器不算；微调之前取，就是起点的指纹。"""
-        return body_fingerprint(self)
+    def backbone_fingerprint(self) -> str:
+        """主干的指纹，头和适配器不算；微调之前取，就是起点的指纹。"""
+        return backbone_fingerprint(self)
 
     def adapter_state_dict(self) -> dict:
         """LoRA 学到的那一小部分，没有加过就是空的。"""

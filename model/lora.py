@@ -98,8 +98,8 @@ def merge_adapter(model: nn.Module, adapter: dict) -> None:
     merge_lora(model)
 
 
-def body_fingerprint(model: nn.Module) -> str:
-    """身体的指纹，头和适配器不算；训练之前取，就是起点的指纹。"""
+def backbone_fingerprint(model: nn.Module) -> str:
+    """主干的指纹，头和适配器不算；训练之前取，就是起点的指纹。"""
     return _fingerprint(model, {name for name, _ in model.named_parameters() if PREFIX in name or "out_head" in name})
 
 

@@ -38,12 +38,11 @@ class RotaryPosition(nn.Module):
         return x
 
     def rotate(self, x: Tensor, start: int) -> Tensor:
-        """(batch, heads, seq, head_dim) -> 同形状；x 的第一个 token 位于 start。"""
+        """(batch, num_heads, seq, head_dim) -> 同形状；x 的第一个 token 位于 start。"""
         positions = slice(start, start + x.shape[-2])
         cos, sin = self.cos[positions].to(x.dtype), self.sin[positions].to(x.dtype)
-        first, second = x.chunk(
-            2, dim=-1
-        )  # 第 i 维与第 i + head_dim/2 维配成一个平面；论文配的是相邻两维，只是次序不同
+        # 第 i 维与第 i + head_dim/2 维配成一个平面；论文配的是相邻两维，只是次序不同
+        first, second = x.chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
 
 

@@ -8,7 +8,7 @@ from model.lora import LoRAConfig, add_lora
 
 
 def _head(model: nn.Module, lora: LoRAConfig) -> None:
-    """只训练输出层和最后的归一化：最快，身体学到的东西原样保留。"""
+    """只训练输出层和最后的归一化：最快，主干学到的东西原样保留。"""
     model.requires_grad_(False)
     for module in (model.final_norm, model.out_head):
         module.requires_grad_(True)

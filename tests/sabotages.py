@@ -231,7 +231,7 @@ SABOTAGES = {
             "position.rotate(self._split_heads(self.W_value(x)), start)",
             "值也旋转了",
         ),
-        ("HeadNorm(cfg.head_dim) if cfg.qk_norm else nn.Identity()", "nn.Identity()", "漏了 qk_norm"),
+        ("QKNorm(cfg.head_dim) if cfg.qk_norm else nn.Identity()", "nn.Identity()", "漏了 qk_norm"),
         ("position, cache.length if cache is not None else 0)", "position, 0)", "从 0 数起"),
         (
             "keys, values = cache.append(self.layer, keys, values)",
@@ -251,7 +251,7 @@ SABOTAGES = {
         ("return dropout(weights, drop_rate) @ values", "return weights @ values", "漏了 dropout(weights"),
         ("self._split_heads(self.W_value(x))", "self._split_heads(self.W_query(x))", "值用了查询的投影"),
         ("self.out_proj(context", "self.out_proj(x + context", "多加了残差"),
-        ("HeadNorm(cfg.head_dim) if cfg.qk_norm else nn.Identity()", "HeadNorm(cfg.head_dim)", "多了 qk_norm"),
+        ("QKNorm(cfg.head_dim) if cfg.qk_norm else nn.Identity()", "QKNorm(cfg.head_dim)", "多了 qk_norm"),
         ("enable_gqa=self.is_grouped", "enable_gqa=self.is_grouped, scale=1.0", "没有除以 √head_dim"),
         (
             "self.W_query = nn.Linear(cfg.emb_dim, cfg.emb_dim, bias=cfg.qkv_bias)",

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from conftest import tiny_config
 from model.attention import (
     BLOCK,
-    HeadNorm,
     MultiHeadAttention,
+    QKNorm,
     attention_by_definition,
     attention_in_blocks,
     causal_mask,
@@ -130,7 +130,7 @@ def test_cached_chunks_equal_one_pass(position_class):
 
 
 def test_head_norm_makes_mean_square_one():
-    normed = HeadNorm(8)(torch.randn(2, 4, 5, 8) * 100)
+    normed = QKNorm(8)(torch.randn(2, 4, 5, 8) * 100)
     torch.testing.assert_close(normed.square().mean(dim=-1), torch.ones(2, 4, 5), atol=1e-4, rtol=1e-4)
 
 

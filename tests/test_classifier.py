@@ -1,4 +1,4 @@
-"""model/classifier.py：身体还是原来的，头是新的；后面补什么都影响不到标签。"""
+"""model/classifier.py：主干还是原来的，头是新的；后面补什么都影响不到标签。"""
 
 import torch
 

@@ -22,7 +22,7 @@ def check_lora_rank(args: argparse.Namespace, cfg: Any) -> None:
 def fixed_details(model: nn.Module, args: argparse.Namespace) -> dict[str, object]:
     """接着训练时不能变的：训练哪些参数，从哪个模型开始。model 还没有训练过。"""
     names = ("trainable", *LORA_ARGUMENTS) if args.trainable == "lora" else ("trainable",)
-    return {name: getattr(args, name) for name in names} | {"起点的指纹": model.body_fingerprint()[:SHOWN_DIGITS]}
+    return {name: getattr(args, name) for name in names} | {"起点的指纹": model.backbone_fingerprint()[:SHOWN_DIGITS]}
 
 
 def digest_of(records: list) -> str:

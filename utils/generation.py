@@ -39,7 +39,10 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """从最可能的开始累计，达到 p 之后的变成 -∞；最可能的总会留下 (Holtzman et al. 2020, 3.1 节)。"""
+    """从最可能的开始累计，达到 p 之后的变成 -∞；最可能的总会留下 (Holtzman et al. 2020, 3.1 节)。
+
+    (batch, vocab_size) -> 同形状
+    """
     ordered, indices = logits.sort(descending=True)
     probabilities = ordered.softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities  # 排在自己前面的概率之和

@@ -56,7 +56,7 @@ def split_training_bytes(
 ) -> dict[str, int]:
     """{用途: 字节数}；num_trained 是要训练的参数个数，默认全部，冻结的没有梯度和动量。
 
-    CPU 上有 dropout 时注意力照定义分块计算 (model/attention.py)，要留下每一层 (batch, heads, seq, seq) 的表的大半。
+    CPU 上有 dropout 时注意力照定义分块计算 (model/attention.py)，要留下每一层 (batch, num_heads, seq, seq) 的表的大半。
     """
     tokens = batch_size * cfg.context_length
     num_trained = num_parameters if num_trained is None else num_trained

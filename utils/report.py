@@ -108,16 +108,14 @@ def sample(model: nn.Module, corpus: Corpus, prompt: str | None, seed: int) -> s
 
 def tell_story(trainer: Trainer, corpus: Corpus, encoding: str) -> RunStory:
     """报告里的语料和样文。"""
-    index, facts = (
-        None,
-        {
-            "语料": f"{corpus.path}（{encoding}）",
-            "训练部分": f"{corpus.train_characters:,} 字，{len(corpus.train_ids):,} token",
-            "验证部分": f"最后的 {corpus.validate_characters:,} 字，{len(corpus.validate_ids):,} token",
-            **corpus.facts,
-            "词表": _describe_vocabulary(corpus),
-        },
-    )
+    index = None
+    facts = {
+        "语料": f"{corpus.path}（{encoding}）",
+        "训练部分": f"{corpus.train_characters:,} 字，{len(corpus.train_ids):,} token",
+        "验证部分": f"最后的 {corpus.validate_characters:,} 字，{len(corpus.validate_ids):,} token",
+        **corpus.facts,
+        "词表": _describe_vocabulary(corpus),
+    }
     if corpus.train_characters <= INDEXED_CHARACTERS and is_main():
         index = CopyIndex(corpus.train_text())
         rate = index.find_copies(corpus.validate_text(UNSEEN_CHARACTERS)).rate

@@ -26,14 +26,8 @@ from utils.settings import TrainingSettings
 FULL_PRECISION = nullcontext()  # 不做混合精度
 MAX_EVAL_TOKENS = 65_536  # 没有指定 --eval_iter 时，每次评估最多看多少个 token
 NUM_PLACES = 4  # 出错时最多列出几个样本的位置
-PROGRESS = (
-    "step",
-    "tokens",
-    "epoch",
-    "samples_done",
-    "evaluated_step",
-    "learning_rate",
-)  # Trainer 的这些属性随检查点保存
+# Trainer 的这些属性随检查点保存
+PROGRESS = ("step", "tokens", "epoch", "samples_done", "evaluated_step", "learning_rate")
 
 Batch = tuple[Tensor, Tensor]
 
