@@ -30,7 +30,9 @@ from conftest import ROOT, tiny_config
 from conftest import run as run_program
 from model.config import ModelConfig
 from model.language_model import LanguageModel
+from utils import token_shards
 from utils.config_file import read_config
+from utils.document_file import DocumentFile
 from utils.errors import RunError, UserError
 from utils.settings import TrainingSettings
 from utils.train_utils import calc_loss_batch
@@ -164,12 +166,30 @@ def test_operations_agree_with_the_count_of_torch():
     assert workload.flops == pytest.approx(counter.get_total_flops(), rel=0.02)  # 6N 把偏置也当成矩阵
 
 
+def count_calls(monkeypatch, owner, name: str, note) -> None:
+    """调用 owner.name 之前先 note(各个参数)。"""
+    original = getattr(owner, name)
+
+    def noted(*args):
+        note(*args)
+        return original(*args)
+
+    monkeypatch.setattr(owner, name, noted)
+
+
 def test_folder_of_many_files_is_measured(tmp_path, monkeypatch, corpus_text):
     monkeypatch.setattr(corpus_files, "in_new_process", in_this_process)
     monkeypatch.setattr("benchmarks.corpus_files.os.sched_setaffinity", lambda *args: None, raising=False)
+    monkeypatch.setattr("utils.documents.SURE_AFTER", 0)  # 刚写好的文件也算没有变过
+    read, tokenized = [], []
+    count_calls(monkeypatch, DocumentFile, "scan", lambda path, *_: read.append(path.name))
+    count_calls(monkeypatch, token_shards, "_create", lambda missing, *_: tokenized.append(len(missing)))
     corpus = tmp_path / "语料.txt"
     corpus.write_text(corpus_text, encoding="utf-8")
     text = corpus_files.run(argparse.Namespace(quick=True, rounds=1, corpus=corpus, size_gb=0.002))
+    parts, whole = corpus_files.NUM_PART, corpus_files.NUM_FILES
+    assert len(read) == 2 * parts + whole  # 一个核、全部的核，各检查一部分；第一次启动检查全部，之后不再读
+    assert len(tokenized) == 3
     speeds, starts, trainings = read_tables(text)
     assert "2 MB" in text and [row[0] for row in speeds] == ["一个核", "全部的核"]
     assert [row[0] for row in starts] == ["第一次启动", "第二次启动"]
