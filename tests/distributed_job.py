@@ -3,6 +3,7 @@
 参数是一个 JSON 文件，里面是一串任务。一次启动做完几次，省去重复载入 torch。
 """
 
+import errno
 import importlib
 import json
 import os
@@ -53,7 +54,22 @@ def spoil() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def fill_disk() -> None:
+    """从此什么也写不进去。"""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    os.fsync = refuse
+
+
+def fail() -> None:
+    raise ValueError("没有想到的错误")
+
+
 FAULTS = {
+    "fail": fail,
+    "fill": fill_disk,
     "spoil": spoil,
     "stop": lambda: signal.raise_signal(signal.SIGTERM),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -66,7 +82,8 @@ class Recorder:
 
     def __init__(self, job: dict):
         self.losses, self.samples, self.scans = [], [], 0
-        self._fault = job.get("fault")  # [什么事, 第几步之后, 哪个进程]，只在第一次启动时
+        self._fault = job.get("fault")  # [什么事, 第几步之后, 哪个进程]，只出一次
+        self._done = Path(f"{job['name']}.fault")
 
     def install(self) -> None:
         recorder = self
@@ -77,7 +94,8 @@ class Recorder:
                 recorder.losses.append(loss.hex())
                 recorder.samples.append([row for x, y in batches if (y >= 0).any() for row in x.tolist()])
                 place = [trainer.step, processes.rank()]
-                if recorder._fault and recorder._fault[1:] == place and not processes.num_restarts():
+                if recorder._fault and recorder._fault[1:] == place and not recorder._done.exists():
+                    recorder._done.touch()
                     FAULTS[recorder._fault[0]]()
             return loss
 

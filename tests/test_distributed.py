@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -292,7 +294,7 @@ def test_damaged_checkpoint_is_passed_over_by_the_restart(jobs):
     assert_same_weights(jobs, "fsdp_whole", "spoiled")
 
 
-def assert_same_weights(jobs: Jobs, *names: str) -> None:
+def assert_same_weights(jobs: Jobs, *names: str | Path) -> None:
     one, other = (torch.load(jobs.folder / f"{name}.pth", weights_only=True) for name in names)
     assert all(torch.equal(one[name], other[name]) for name in one.keys() - {"_extra_state"})
 
@@ -333,6 +335,104 @@ def run_on_two_machines(folder: Path, *commands: list[str]) -> list[tuple[int, s
         started.append(subprocess.Popen([sys.executable, *map(str, command)], env=env, cwd=folder, **pipes))
     errors = [process.communicate(timeout=120)[1] for process in started]
     return [(process.returncode, text) for process, text in zip(started, errors, strict=True)]
+
+
+def run_two_agents(folders: tuple[Path, Path], jobs: list[dict], *flags: str) -> list[subprocess.CompletedProcess]:
+    """两台机器各一个 torchrun、各一个进程；在各自的文件夹里做同样的任务。"""
+    port, started = free_port(), []
+    for folder in folders:
+        (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+        command = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", *flags]
+        command += ["--rdzv_endpoint", f"127.0.0.1:{port}", str(JOB), "jobs.json"]
+        env = {**rank_environment(0, 1, port), "GLOO_SOCKET_IFNAME": LOOPBACK}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+        torchrun = [sys.executable, "-m", "torch.distributed.run", *command]
+        started.append(subprocess.Popen(torchrun, cwd=folder, env=env, **pipes))
+    outputs = [process.communicate(timeout=300) for process in started]
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *output)
+        for process, output in zip(started, outputs, strict=True)
+    ]
+
+
+def make_machines(jobs: Jobs, folder: Path) -> tuple[Path, Path]:
+    """两个文件夹，有同样的配置和语料：两台没有共用文件夹的机器。"""
+    machines = folder / "a", folder / "b"
+    for machine in machines:
+        machine.mkdir()
+        for name in ("dropout.json", "corpus.txt"):
+            shutil.copy(jobs.folder / name, machine)
+    return machines
+
+
+def test_restart_of_several_machines_resumes_by_itself(jobs, tmp_path):
+    """出事的是另一台机器上的进程：这一台的 torchrun 不把它算作一次重启，照样要接着练。"""
+    arguments = with_dropout("--parallel", "ddp", "--save_every", "3")
+    killed = job("killed", *arguments, fault=["kill", 8, 1], as_program=True)
+    machine = make_machines(jobs, tmp_path)[0]
+    results = run_two_agents((machine, machine), [killed], "--max_restarts", "2")
+    assert [result.returncode for result in results] == [0, 0], results[0].stderr[-2000:] + results[1].stderr[-2000:]
+    assert sum("从第 6 步继续" in result.stdout for result in results) == 1
+    assert not list(machine.glob("*.bak"))
+    assert_same_weights(jobs, "ddp_whole", machine / "killed")
+
+
+def test_replicated_run_writes_on_the_machine_of_the_main_process_only(jobs, tmp_path):
+    machines = make_machines(jobs, tmp_path)
+    arguments = with_dropout("--parallel", "ddp", "--save_every", "3", "--max_steps", "6")
+    apart = job("apart", *arguments, model="out/m", as_program=True)
+    results = run_two_agents(machines, [apart])
+    assert [result.returncode for result in results] == [0, 0], results[0].stderr[-2000:] + results[1].stderr[-2000:]
+    assert sorted((machine / "out" / "m.pth").exists() for machine in machines) == [False, True]
+    assert sorted((machine / "out").exists() for machine in machines) == [False, True]
+
+
+def test_sharded_run_needs_a_shared_folder_before_it_starts(jobs, tmp_path):
+    machines = make_machines(jobs, tmp_path)
+    apart = job("apart", *with_dropout("--parallel", "fsdp"), model="out/m", as_program=True)
+    results = run_two_agents(machines, [apart])
+    text = "".join(result.stderr for result in results)
+    assert text.count("看不到这个文件夹。FSDP 的检查点要写在各台机器共用的文件夹里。") == 1
+    assert "Step 000000" not in "".join(result.stdout for result in results)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_full_disk_of_one_process_ends_the_job_with_its_reason(jobs, mode, rank):
+    arguments = with_dropout("--parallel", mode, "--save_every", "3")
+    name = f"full_{mode}_{rank}"
+    result = jobs.run(2, [job(name, *arguments, fault=["fill", 4, rank], as_program=True)])
+    named = [line for line in result.stderr.splitlines() if line.startswith("错误：")]
+    if mode == "ddp" and rank == 1:  # 它什么也不写
+        assert result.returncode == 0 and named == []
+        return
+    assert result.returncode != 0 and len(named) == 1 and "没有消息" not in named[0]
+    assert "磁盘" in named[0] or "No space" in named[0], named
+    kept = list_checkpoints(checkpoint_folder(jobs.folder / f"{name}.pth"))
+    assert [path.name for path in kept] == ["step-00000003.ckpt"]
+
+
+def test_unexpected_error_of_one_process_is_not_taken_for_a_lost_one(jobs):
+    arguments = with_dropout("--parallel", "ddp")
+    result = jobs.run(2, [job("failed", *arguments, fault=["fail", 4, 1], as_program=True)])
+    assert result.returncode != 0 and "ValueError: 没有想到的错误" in result.stderr
+    assert "没有消息" not in result.stderr
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_best_weights_are_loaded_back_in_every_process(jobs, mode):
+    """学习率太大，最好的不是最后一步：报的准确率应是文件里的权重的，与一个进程时相同。"""
+    flags = ("--init_from", "one.pth", "--data_path", "labels.csv", "--keep", "best", "--eval_freq", "1")
+    flags += ("--learning_rate", "3", "--max_steps", "4", "--drop_rate", "0")
+    judged = []
+    for count, name in ((1, f"best_one_{mode}"), (2, f"best_{mode}")):
+        parallel = ("--parallel", mode) if count > 1 else ()
+        best = job(name, *flags, *parallel, program="finetune_classifier", as_program=True)
+        result = jobs.run(count, [best])
+        assert result.returncode == 0, result.stderr[-2000:]
+        judged.append(re.search(r"测试准确率 \S+%（第 [123] 步的权重）\n[^：]*", result.stdout)[0])
+    assert judged[0] == judged[1]
 
 
 def test_process_killed_while_the_others_wait_without_limit_is_named(tmp_path):

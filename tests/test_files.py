@@ -3,6 +3,7 @@
 import io
 import os
 import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from utils.files import (
     _create_temporary,
     check_input_file,
     check_output_path,
-    fingerprint_of_project,
+    fingerprints_of_code,
     keep_backup,
     remove_leftovers,
     write_atomically,
@@ -161,13 +162,15 @@ def test_only_leftovers_nobody_is_writing_are_removed(tmp_path):
     remove_leftovers(tmp_path / "没有的文件夹", "a")
 
 
-def test_fingerprint_of_the_project_sees_every_line_of_code(tmp_path, monkeypatch):
+def test_fingerprints_of_code_name_the_file_that_differs(tmp_path, monkeypatch):
     (tmp_path / "utils").mkdir()
-    (tmp_path / "utils" / "files.py").write_bytes(b"a = 1\nb = 2\n")
-    (tmp_path / "train.py").write_bytes(b"c = 3\n")
+    for name in ("utils/files.py", "train.py", "other.py"):
+        (tmp_path / name).write_bytes(b"a = 1\nb = 2\n")
     monkeypatch.setattr("utils.files.__file__", str(tmp_path / "utils" / "files.py"))
-    before = fingerprint_of_project()
-    (tmp_path / "utils" / "files.py").write_bytes(b"a = 1\r\nb = 2\r\n")
-    assert fingerprint_of_project() == before  # 只是换行不同
-    (tmp_path / "train.py").write_bytes(b"c = 4\n")
-    assert fingerprint_of_project() != before
+    before = fingerprints_of_code(Path("anywhere/train.py"))
+    assert before.keys() == {"train.py", "utils/files.py"}  # 别的程序与它无关
+    (tmp_path / "train.py").write_bytes(b"a = 1\r\nb = 2\r\n")
+    assert fingerprints_of_code(Path("train.py")) == before  # 只是换行不同
+    (tmp_path / "utils" / "files.py").write_bytes(b"a = 1\nb = 3\n")
+    after = fingerprints_of_code(Path("train.py"))
+    assert [name for name in before if before[name] != after[name]] == ["utils/files.py"]

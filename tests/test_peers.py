@@ -58,7 +58,7 @@ def judge(watch: Watch, *others: Peer, is_long: bool = True) -> str | None:
 
 
 def tell(watch: Watch, rank: int, beat: float, position: int = 0) -> None:
-    news = {"beat": beat, "name": f"进程 {rank}", "position": position, "place": "x"}
+    news = {"beat": beat, "name": f"进程 {rank}", "exit_code": None, "position": position, "place": "x"}
     watch._store.set(f"news {rank}", json.dumps(news))
 
 
@@ -79,7 +79,7 @@ def test_process_without_news_is_named(watch):
 
 def test_process_that_falls_behind_is_named_with_its_place(watch):
     text = judge(watch, peer(1), peer(2, position=4))
-    assert text.startswith("错误：进程 2：停在 utils/a.py 第 3 行，别的进程都在等它")
+    assert text.startswith("错误：进程 2：停在 utils/a.py 第 3 行，别的进程等了 600 秒") and "--patience" in text
     assert judge(watch, peer(1), peer(2, position=4), is_long=False) is None
 
 
@@ -117,10 +117,15 @@ def test_dead_process_is_noticed_even_where_waiting_has_no_limit(watch, clock, s
     assert len(said) == 1 and "进程 2：没有消息了" in said[0]
 
 
-def test_busy_process_finishes_what_it_does(watch, clock, said):
+def test_busy_process_finishes_what_it_does_within_the_patience_of_the_user(watch, clock, said):
+    live(watch, clock, 1)
+    watch.mark()
     with watch.busy():
-        live(watch, clock, 700, silent=(1,))
-    assert said == []
+        live(watch, clock, 600, silent=(1,))
+        assert said == []
+        with pytest.raises(Left):
+            live(watch, clock, 30, silent=(1,))
+    assert len(said) == 1
 
 
 def test_silence_does_not_matter_while_training_goes_on(watch, clock, said):
@@ -128,6 +133,23 @@ def test_silence_does_not_matter_while_training_goes_on(watch, clock, said):
         watch.mark()
         live(watch, clock, 10, silent=(1,))
     assert said == []
+
+
+def test_process_that_left_with_an_error_is_followed_from_its_last_news(watch, clock, said):
+    watch.mark()
+    live(watch, clock, 1)
+    news = json.loads(watch._store.get("news 1"))
+    watch._store.set("news 1", json.dumps({**news, "exit_code": 1}))
+    with pytest.raises(Left):
+        live(watch, clock, 40, silent=(1,))
+    assert said == [""]
+
+
+def test_leaving_is_part_of_the_last_news(watch, monkeypatch):
+    monkeypatch.setattr(peers, "_in_time", lambda act: act())
+    watch.leave(3)
+    watch._report()  # 报平安的线程晚了一步，也不会把它盖掉
+    assert json.loads(watch._store.get("news 0"))["exit_code"] == 3
 
 
 def test_hanging_process_is_named_after_the_patience_of_the_user(watch, clock, said):
@@ -146,7 +168,7 @@ def test_unreachable_store_is_named_when_training_has_stopped_too(watch, clock, 
     def refuse(*args) -> None:
         raise dist.DistNetworkError("refused")
 
-    monkeypatch.setattr(peers, "_connect", refuse)
+    monkeypatch.setattr(peers, "connect", refuse)
     watch._store = type("Store", (), {"set": refuse})()
     with pytest.raises(Left):
         watch.run()

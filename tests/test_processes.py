@@ -24,13 +24,13 @@ def set_environment(monkeypatch, values: dict) -> None:
 
 def test_program_started_by_python_is_the_only_process(monkeypatch):
     set_environment(monkeypatch, {})
-    assert (processes.rank(), processes.world_size(), processes.local_rank(), processes.num_restarts()) == (0, 1, 0, 0)
+    assert (processes.rank(), processes.world_size(), processes.local_rank()) == (0, 1, 0)
     assert processes.is_main() and not processes.spans_machines() and not processes.is_launched()
 
 
 def test_torchrun_says_which_process_this_is(monkeypatch):
     set_environment(monkeypatch, TORCHRUN)
-    assert (processes.rank(), processes.world_size(), processes.local_rank(), processes.num_restarts()) == (5, 8, 1, 2)
+    assert (processes.rank(), processes.world_size(), processes.local_rank()) == (5, 8, 1)
     assert not processes.is_main() and processes.spans_machines() and processes.num_on_this_machine() == 4
     assert processes.name().startswith("进程 5（")
 

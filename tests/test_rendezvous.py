@@ -18,14 +18,16 @@ def two(monkeypatch):
     monkeypatch.setattr(rendezvous.processes, "is_main", lambda: own.rank == 0)
     monkeypatch.setattr(rendezvous.processes, "world_size", lambda: 2)
     monkeypatch.setattr(rendezvous, "POLL_SECONDS", 0.001)
+    early = dist.HashStore()
+    monkeypatch.setattr(rendezvous, "connect", lambda name: early)
 
-    def meet(store: dist.Store, ranks=(0, 1)) -> dict[int, object]:
+    def meet(store: dist.Store, ranks=(0, 1), max_seconds: float = 30.0) -> dict[int, object]:
         names = {}
 
         def act(rank: int) -> None:
             own.rank = rank
             try:
-                names[rank] = rendezvous.meet(store)
+                names[rank] = rendezvous.meet(store, max_seconds)
             except RunError as error:
                 names[rank] = error
 
@@ -45,17 +47,32 @@ def test_everyone_gets_the_same_name_and_each_start_a_new_one(two):
     assert first[0] == first[1] and second[0] == second[1] and first[0] != second[0]
 
 
-def test_stale_confirmation_of_a_dead_process_does_not_count(two, monkeypatch):
+def test_stale_confirmation_of_a_dead_process_does_not_count(two):
     """上一批的进程 1 留下了号和确认，这一批的没有来：进程 0 不能就这样开始。"""
     store = dist.HashStore()
     store.set("hello 1", "dead")
     store.set("seen 1", json.dumps(["old", "dead"]))
-    monkeypatch.setattr(rendezvous, "JOIN_SECONDS", 0.2)
-    (error,) = two(store, ranks=(0,)).values()
+    (error,) = two(store, ranks=(0,), max_seconds=0.2).values()
     assert isinstance(error, RunError) and "没有来" in str(error)
 
 
-def test_missing_process_is_named(two, monkeypatch):
-    monkeypatch.setattr(rendezvous, "JOIN_SECONDS", 0.2)
-    (error,) = two(dist.HashStore(), ranks=(0,)).values()
+def test_missing_process_is_named(two):
+    (error,) = two(dist.HashStore(), ranks=(0,), max_seconds=0.2).values()
     assert "进程 1 没有来" in str(error)
+
+
+def leave_early(rank: int) -> None:
+    rendezvous.connect("early").set(rendezvous.GAVE_UP, json.dumps([rank, f"进程 {rank}"]))
+
+
+def test_process_that_left_before_the_others_came_is_not_waited_for(two, monkeypatch):
+    monkeypatch.setattr(rendezvous, "COMING_BACK_SECONDS", 0.1)
+    leave_early(1)
+    (error,) = two(dist.HashStore(), ranks=(0,)).values()
+    assert "错误：进程 1：还没有开始训练就离开了" in str(error)
+
+
+def test_process_that_comes_back_is_welcome(two, monkeypatch):
+    leave_early(1)
+    names = two(dist.HashStore())
+    assert names[0] == names[1] and not rendezvous.connect("early").check([rendezvous.GAVE_UP])

@@ -35,8 +35,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def resume_after_restart(args: argparse.Namespace, model_path: Path) -> None:
-    """torchrun 重新启动了全部进程，而这次运行已经存过检查点：接着它训练，不必有人来加 --resume。"""
-    if processes.num_restarts() and not args.resume:
+    """torchrun 重新启动了全部进程，而这次运行已经存过检查点：接着它训练，不必有人来加 --resume。
+
+    看检查点是不是 torchrun 启动之后存的；它数的重启次数靠不住，别的机器上出的事不算在内。
+    """
+    if processes.is_under_torchrun() and not args.resume:
         launched_at = psutil.Process(os.getppid()).create_time()
         args.resume = any(
             path.stat().st_mtime > launched_at for path in list_checkpoints(checkpoint_folder(model_path))

@@ -45,13 +45,13 @@ def start(device: torch.device, patience: float) -> None:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
-        store, rank, world_size = next(dist.rendezvous("env://"))
-        name = meet(store)
+        limit = timedelta(seconds=patience + LAST_RESORT)
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=limit))
+        name = meet(store, limit.total_seconds())
         store = dist.PrefixStore(name, store)
         _check_same_device(store, device.type)
-        limit = timedelta(seconds=patience + LAST_RESORT)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)
-    except dist.DistNetworkError as error:
+    except (dist.DistNetworkError, dist.DistStoreError, OSError) as error:
         if "EADDRINUSE" in str(error):
             raise UserError(where, "端口已被占用", "换一个：torchrun --master_port，或设 MASTER_PORT。") from None
         raise UserError(where, "连不上", "检查地址、端口和防火墙，各台机器的 torchrun 参数要一致。") from None
@@ -211,10 +211,20 @@ def once_per_machine(name: str, make: Callable[[], Result]) -> Result:
     """每台机器上只由第一个进程做，结果交给同一台机器上的其余进程。name 同上。"""
     if not is_on():
         return make()
-    with watch().resting():
-        own = make() if processes.local_rank() == 0 else None
-        _wait_for_all(name)
+    own = _alone(name, processes.local_rank() == 0, make)
     return gather(own)[processes.rank() - processes.local_rank()]
+
+
+def only_on_main(name: str, make: Callable[[], Result]) -> Result | None:
+    """进程 0 做，别的进程等它做完，得到 None。name 同上。"""
+    return _alone(name, processes.is_main(), make)
+
+
+def _alone(name: str, is_mine: bool, make: Callable[[], Result]) -> Result | None:
+    with watch().resting():
+        result = make() if is_mine else None
+        _wait_for_all(name)
+    return result
 
 
 def _wait_for_all(key: str) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 from utils import processes
@@ -62,7 +63,13 @@ def run_program(main: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    code = _exit_code_of(main)
+    try:
+        code = _exit_code_of(main)
+    except Exception:
+        if processes.world_size() == 1:
+            raise
+        traceback.print_exc()  # 自己打印：还要告诉别的进程，再一起离开
+        code = EXIT_FAILED
     try:
         _flush_stdout()
     except OSError:
@@ -77,8 +84,7 @@ def _leave_together(code: int) -> None:
     if "torch" in sys.modules:
         from utils import peers
 
-        if peers.watch().has_begun:
-            peers.watch().leave(code)
+        peers.leave(code)
     sys.stderr.flush()
     os._exit(code)
 

@@ -30,12 +30,12 @@ def fingerprint_of_code(names: tuple[str, ...]) -> str:
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
 
 
-def fingerprint_of_project() -> str:
-    """训练要用的全部代码的指纹；换行是哪一种都一样。"""
+def fingerprints_of_code(program: Path) -> dict[str, str]:
+    """{文件: 指纹}：program 和它用到的 model/、utils/；换行是哪一种都一样。"""
     root = Path(__file__).parent.parent
-    paths = sorted(path for pattern in ("*.py", "model/*.py", "utils/*.py") for path in root.glob(pattern))
-    lines = ("\n".join(path.read_bytes().decode("utf-8").splitlines()) for path in paths)
-    return hashlib.sha256("\f".join(lines).encode()).hexdigest()
+    paths = [root / program.name, *root.glob("model/*.py"), *root.glob("utils/*.py")]
+    lines = {path.relative_to(root).as_posix(): path.read_bytes().splitlines() for path in paths if path.is_file()}
+    return {name: hashlib.sha256(b"\n".join(text)).hexdigest()[:12] for name, text in lines.items()}
 
 
 def check_input_file(path: Path, kind: str, advice: str = "") -> None:

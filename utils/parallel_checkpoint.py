@@ -28,8 +28,8 @@ class ReplicatedCheckpoints(Checkpoints):
 
     def load_newest(self) -> tuple[Path, dict]:
         """进程 0 读出来，再告诉别的进程：它们不必看得到这个文件夹。"""
-        path, state = distributed.state_from_main(super().load_newest() if processes.is_main() else None)
-        return path, {**state, "random": _own_random(state)}
+        path, state = distributed.state_from_main(distributed.only_on_main("load", super().load_newest))
+        return self.folder / path.name, {**state, "random": _own_random(state)}
 
 
 def _own_random(state: dict) -> dict[str, torch.Tensor]:

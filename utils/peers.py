@@ -15,22 +15,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from types import FrameType
 
 import torch.distributed as dist
 
 from utils import processes
 from utils.errors import EXIT_FAILED, RunError, stop_signals
+from utils.rendezvous import CONNECT_SECONDS, connect, give_up
 
 BEAT_SECONDS = 1.0
 STILL_SECONDS = 20.0  # 自己停了这么久，才看是不是因为别人
-LOOK_BEATS = 5  # 停着的时候，隔几拍看一次
+LOOK_BEATS = 5  # 停着的时候，隔几拍看一次；进程很多时更少
+PEERS_PER_BEAT = 50  # 平均每拍至多看这么多个进程：TCPStore 只有一个线程
 SILENT_SECONDS = 10.0  # 看着的时候，这么久没有新消息就算没了
 LOST_SECONDS = 3.0  # 同上，但连接已经断了，不必看那么久
-STORE_SECONDS = 5.0  # TCPStore 这么久不答应，就是连不上了
-STORE_ERRORS = (RuntimeError, dist.DistError)
-ADVICE = "最近的检查点是完整的：照原样启动，加 --resume 继续。"
+STORE_ERRORS = (RuntimeError, dist.DistError, OSError)
+RESUME = "最近的检查点是完整的：照原样启动，加 --resume 继续"
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -55,24 +55,18 @@ class Register:
 
     def look(self) -> list[Peer]:
         """看一遍；至少看两遍，才看得出谁没有新消息。"""
-        return [self._peer(rank) for rank in range(processes.world_size())]
+        keys = [f"news {rank}" for rank in range(processes.world_size())]
+        if not self._store.check(keys):  # 刚到齐，还有没说过话的
+            return []
+        return [self._peer(rank, value.decode()) for rank, value in enumerate(self._store.multi_get(keys))]
 
-    def _peer(self, rank: int) -> Peer:
-        news, now = self._value(f"news {rank}"), time.monotonic()
+    def _peer(self, rank: int, news: str) -> Peer:
+        now = time.monotonic()
         if self._seen.get(rank, ("", 0.0))[0] != news:
             self._seen[rank] = news, now
-        known, code = json.loads(news or "{}"), self._value(f"left {rank}")
-        return Peer(
-            rank=rank,
-            name=known.get("name", f"进程 {rank}"),
-            silence=now - self._seen[rank][1],
-            exit_code=None if code is None else int(code),
-            position=known.get("position", 0),
-            place=known.get("place", "开头"),
-        )
-
-    def _value(self, key: str) -> str | None:
-        return self._store.get(key).decode() if self._store.check([key]) else None
+        told = json.loads(news)
+        del told["beat"]
+        return Peer(rank=rank, silence=now - self._seen[rank][1], **told)
 
 
 class Watch(threading.Thread):
@@ -82,14 +76,16 @@ class Watch(threading.Thread):
         super().__init__(daemon=True)
         self._main = threading.main_thread().ident
         self._beat, self._position, self._moved_at = 0, 0, time.monotonic()
-        self._is_resting, self._is_busy, self._store = False, False, None
+        self._is_resting, self._is_busy, self._exit_code = False, False, None
+        self._store = None
         self._lock = threading.Lock()
 
     def begin(self, patience: float, name: str) -> None:
         """开始报平安；patience 秒没有往前走，就看看是不是别人停住了。name 是这一批进程的名字。"""
         self._patience, self._name = patience, name
-        self._store = _connect(name)
+        self._store = connect(name)
         self._register = Register(self._store)
+        self._report()
         super().start()
 
     @property
@@ -98,7 +94,7 @@ class Watch(threading.Thread):
 
     def store(self) -> dist.Store:
         """传消息的地方；还没有到齐时用公共的。"""
-        return self._store or _connect("early")
+        return self._store or connect("early")
 
     def mark(self) -> None:
         """又要与别人交换一次了。"""
@@ -117,7 +113,7 @@ class Watch(threading.Thread):
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """里面是自己在做一件不能打断的事，如保存：别人没了，也等做完再说。"""
+        """里面在保存：别人没了，也先做完，只要不超过 patience。"""
         self._is_busy = True
         try:
             yield
@@ -139,22 +135,26 @@ class Watch(threading.Thread):
             time.sleep(BEAT_SECONDS)
 
     def _beat_once(self) -> None:
-        self._beat += 1
-        place = _place_of(sys._current_frames().get(self._main))
-        news = {"beat": self._beat, "name": processes.name(), "position": self._position, "place": place}
-        self._store.set(f"news {processes.rank()}", json.dumps(news))
+        self._report()
         if self._store.check(["verdict"]) and processes.rank() in json.loads(self._store.get("verdict")):
             os._exit(EXIT_FAILED)  # 别人都在等我，而我没有动
-        if self._beat % LOOK_BEATS == 0 and self._is_still():
+        if self._beat % max(LOOK_BEATS, processes.world_size() // PEERS_PER_BEAT) == 0 and self._is_still():
             is_long = self._still_seconds() > self._patience and not self._is_resting
             text = self._judge(self._register.look(), self._limit(SILENT_SECONDS), is_long)
             if text is not None:
                 _print_and_leave(text)
 
+    def _report(self) -> None:
+        self._beat += 1
+        place = _place_of(sys._current_frames().get(self._main))
+        news = {"beat": self._beat, "name": processes.name(), "exit_code": self._exit_code}
+        news |= {"position": self._position, "place": place}
+        self._store.set(f"news {processes.rank()}", json.dumps(news))
+
     def _reconnect(self) -> None:
         """超时的连接里可能还有迟到的回答，不能再用。"""
         with contextlib.suppress(*STORE_ERRORS):
-            self._store = _connect(self._name)
+            self._store = connect(self._name)
             self._register = Register(self._store)
 
     def _still_seconds(self) -> float:
@@ -162,14 +162,16 @@ class Watch(threading.Thread):
         return time.monotonic() - self._moved_at
 
     def _is_still(self) -> bool:
-        return self._still_seconds() > self._limit(STILL_SECONDS) and not self._is_busy
+        patience = self._patience if self._is_busy else self._limit(STILL_SECONDS)
+        return self._still_seconds() > patience
 
     def _limit(self, seconds: float) -> float:
         return min(seconds, self._patience)
 
     def leave(self, exit_code: int) -> None:
         """说一声再走：别人便知道不是没了。"""
-        _in_time(lambda: self._store.set(f"left {processes.rank()}", str(exit_code)))
+        self._exit_code = exit_code
+        _in_time(self._report)
 
     def explain(self) -> str:
         """连接断了：谁没了、谁停住了，写成一行；不该由这个进程说，就是空的。"""
@@ -183,7 +185,7 @@ class Watch(threading.Thread):
         time.sleep(LOST_SECONDS)
         text = self._judge(register.look(), LOST_SECONDS, is_long=True)
         if text is None:
-            text = self._say_once(RunError("进程之间的连接", "断了，看不出是哪一个的", ADVICE))
+            text = self._say_once(RunError("进程之间的连接", "断了，看不出是哪一个的", f"{RESUME}。"))
         return text
 
     def _judge(self, peers: list[Peer], silence: float, is_long: bool) -> str | None:
@@ -195,13 +197,18 @@ class Watch(threading.Thread):
         gone = [peer for peer in here if peer.silence >= silence and peer.rank != processes.rank()]
         if not gone and any(peer.exit_code for peer in peers):
             return ""  # 离开的那个已经说过原因
-        furthest = max(peer.position for peer in peers)
+        furthest = max((peer.position for peer in peers), default=0)
         culprits = gone or [peer for peer in here if is_long and peer.position < furthest]
         if not culprits or any(peer.rank == processes.rank() for peer in culprits):
             return None
-        reason = "没有消息了（被杀、停住，或断网）" if gone else f"停在 {culprits[0].place}，别的进程都在等它"
+        names = "、".join(peer.name for peer in culprits)
+        if gone:
+            error = RunError(names, "没有消息了（被杀、停住，或断网）", f"{RESUME}。")
+        else:
+            reason = f"停在 {culprits[0].place}，别的进程等了 {self._patience:g} 秒"
+            error = RunError(names, reason, f"{RESUME}；如果只是慢，如保存，加大 --patience。")
         self._store.set("verdict", json.dumps([peer.rank for peer in culprits]))
-        return self._say_once(RunError("、".join(peer.name for peer in culprits), reason, ADVICE))
+        return self._say_once(error)
 
     def _say_once(self, error: RunError) -> str:
         return str(error) if self._store.add("said lost", 1) == 1 else ""
@@ -223,15 +230,8 @@ def _in_time(act):
 
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
-    thread.join(LOST_SECONDS + 2 * STORE_SECONDS)
+    thread.join(LOST_SECONDS + 2 * CONNECT_SECONDS)
     return results[0] if results else None
-
-
-def _connect(name: str) -> dist.Store:
-    """到 torchrun 的 TCPStore 另开一条连接。"""
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=STORE_SECONDS))
-    return dist.PrefixStore(f"{name} peers", store)
 
 
 def _place_of(frame: FrameType | None) -> str:
@@ -270,7 +270,14 @@ def tell_lost() -> None:
 
 
 def is_first_to_say(text: str) -> bool:
-    """各个进程常有同样的错误（如写错的参数），只让最先说的那个说。"""
+    """各个进程常有同样的错误（如写错的参数），只让最先说的那个说；问不到是不是最先，就说。"""
     key = hashlib.sha256(text.encode()).hexdigest()
-    first = _in_time(lambda: watch().store().add(f"said {key}", 1) == 1)
-    return processes.is_main() if first is None else first
+    return _in_time(lambda: watch().store().add(f"said {key}", 1) == 1) is not False
+
+
+def leave(exit_code: int) -> None:
+    """离开之前告诉别的进程；出错时还没有到齐，也留下一句。"""
+    if watch().has_begun:
+        watch().leave(exit_code)
+    elif exit_code:
+        _in_time(give_up)

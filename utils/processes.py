@@ -45,9 +45,9 @@ def num_on_this_machine() -> int:
     return _number("LOCAL_WORLD_SIZE", 1)
 
 
-def num_restarts() -> int:
-    """torchrun 因为有进程退出，重新启动过几次 (--max_restarts)。"""
-    return _number("TORCHELASTIC_RESTART_COUNT", 0)
+def is_under_torchrun() -> bool:
+    """父进程是 torchrun，出了事它会重新启动全部进程 (--max_restarts)。"""
+    return is_launched() and "TORCHELASTIC_RESTART_COUNT" in os.environ
 
 
 def is_main() -> bool:

@@ -4,9 +4,12 @@ torchrun 重新启动进程时沿用原来的 TCPStore，里面还有上一批�
 """
 
 import json
+import os
+import socket
 import time
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 
 import torch.distributed as dist
 
@@ -14,17 +17,34 @@ from utils import processes
 from utils.errors import RunError
 
 POLL_SECONDS = 0.1
-JOIN_SECONDS = 900.0  # 多台机器先后启动，等最慢的
+CONNECT_SECONDS = 5.0  # TCPStore 这么久不答应，就是连不上了
+COMING_BACK_SECONDS = 60.0  # 有谁没有来就离开了：这么久还没有重新启动，就不会来了
+GAVE_UP = "gave up"
 
 
-def meet(store: dist.Store) -> str:
+def connect(name: str) -> dist.Store:
+    """到 torchrun 的 TCPStore 另开一条连接，里面的消息都带着 name。连不上抛出 OSError 或 torch 的错误。"""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    socket.create_connection((address, port), CONNECT_SECONDS).close()  # TCPStore 连不上会打印几十行
+    store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=CONNECT_SECONDS))
+    return dist.PrefixStore(f"{name} peers", store)
+
+
+def give_up() -> None:
+    """没有到齐就要出错离开，留下一句，别的进程不必再等。"""
+    connect("early").set(GAVE_UP, json.dumps([processes.rank(), processes.name()]))
+
+
+def meet(store: dist.Store, max_seconds: float) -> str:
     """等全部进程到齐，返回这一批的名字；太久没有到齐就抛出 RunError，说出还缺谁。
 
     每个进程报上自己的新号；进程 0 公布全部的号，人人确认里面是自己现在的号，才算数。上一批留下的旧号没有人确认。
     """
-    rank, own = processes.rank(), uuid.uuid4().hex
+    rank, own, started, early = processes.rank(), uuid.uuid4().hex, time.monotonic(), connect("early")
     store.set(f"hello {rank}", own)
-    for _ in _until(time.monotonic() + JOIN_SECONDS):
+    if _who_gave_up(early)[0] == rank:  # 是上一次的我
+        early.delete_key(GAVE_UP)
+    for _ in _until(started + max_seconds):
         if processes.is_main() and (everyone := _values(store, "hello")):
             store.set("roll", json.dumps(everyone))
             if _values(store, "seen") == [json.dumps(everyone)] * len(everyone):
@@ -34,9 +54,17 @@ def meet(store: dist.Store) -> str:
             store.set(f"seen {rank}", roll)
             if _value(store, "go") == roll:
                 return str(uuid.uuid5(uuid.NAMESPACE_OID, roll))
+        if time.monotonic() > started + COMING_BACK_SECONDS and (name := _who_gave_up(early)[1]):
+            raise RunError(name, "还没有开始训练就离开了", "原因在那台机器的输出里；改好之后重新启动。")
     missing = [str(number) for number, value in enumerate(_values(store, "hello", partial=True)) if not value]
-    reason = f"等了 {JOIN_SECONDS:.0f} 秒，进程 {'、'.join(missing) or '（不明）'} 没有来"
+    reason = f"等了 {max_seconds:.0f} 秒，进程 {'、'.join(missing) or '（不明）'} 没有来"
     raise RunError("torchrun", reason, "看各台机器上的 torchrun 是不是都在运行。")
+
+
+def _who_gave_up(early: dist.Store) -> tuple[int, str]:
+    """-> (第几个, 名字)；没有就是 (-1, "")"""
+    text = _value(early, GAVE_UP)
+    return tuple(json.loads(text)) if text else (-1, "")
 
 
 def _until(end: float) -> Iterator[None]:

@@ -56,15 +56,22 @@ class Checkpoints:
 
     def save(self, state: dict) -> Path:
         """写出一个检查点，再删去用不着的旧的。state 见 training_run.py。"""
+        self._create_folder()
+        path = self.folder / f"step-{state['progress']['step']:08d}.ckpt"
+        self._write(path, {"format": FORMAT, **state}, keep_old=path in self._damaged)
+        self._prune(state["records"])
+        return path
+
+    @on_main
+    def _create_folder(self) -> None:
         try:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(self.folder, f"建不了文件夹（{error.strerror}）", "检查磁盘和权限。") from None
         sync_folder(self.folder.parent)
-        path = self.folder / f"step-{state['progress']['step']:08d}.ckpt"
-        self._write(path, {"format": FORMAT, **state}, keep_old=path in self._damaged)
-        self._prune(state["records"])
-        return path
+
+    def check_folder(self) -> None:
+        """训练之前看这个文件夹合不合用；进程 0 能写已经由 training_output.py 看过。"""
 
     def _write(self, path: Path, state: dict, keep_old: bool) -> None:
         if path.is_dir():  # 同一步，FSDP 存过；文件不能直接顶替文件夹

@@ -46,6 +46,9 @@ OWN_ITEMS = ("description", "aliases", "shapes", "files")  # state.pth 里为了
 Tensors = dict[str, Tensor]
 
 
+SHARED_FOLDER = "FSDP 的检查点要写在各台机器共用的文件夹里。"
+
+
 def flatten(state: dict) -> tuple[Tensors, dict]:
     """trainer.state() -> ({名字: 张量}，各进程一份一份地存；其余的一切)"""
     tensors, aliases, places = {}, {}, {}
@@ -85,7 +88,7 @@ def restore(tensors: Tensors, rest: dict) -> dict:
 def save_folder(path: Path, state: dict, keep_old: bool) -> None:
     """每个进程都调用；state 里的张量是分片的。任何时刻断电，path 要么没有，要么是完整的。"""
     tensors, rest = flatten(state)
-    temporary = Path(distributed.from_main(_create_temporary(path)))
+    temporary = _create_shared(path)
     try:
         _write_shards(tensors, temporary)
         digests = distributed.gather({file.name: digest_of(file) for file in _own_files(temporary)})
@@ -100,7 +103,7 @@ def save_folder(path: Path, state: dict, keep_old: bool) -> None:
 
 def _write_shards(tensors: Tensors, folder: Path) -> None:
     if not folder.is_dir():
-        raise RunError(folder, f"{processes.name()} 看不到这个文件夹", "FSDP 的检查点要写在各台机器共用的文件夹里。")
+        raise RunError(folder, f"{processes.name()} 看不到这个文件夹", SHARED_FOLDER)
     try:
         dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder))
     except dcp.api.CheckpointException as error:
@@ -110,9 +113,14 @@ def _write_shards(tensors: Tensors, folder: Path) -> None:
         raise RunError(folder.parent, reason, "原有的检查点没有改动；检查磁盘的空间和权限。") from None
 
 
+def _create_shared(path: Path) -> Path:
+    """path 旁边的一个临时文件夹，进程 0 建立；各台机器上的 path 可以不同，名字是同一个。"""
+    return path.parent / distributed.from_main(_create_temporary(path))
+
+
 @processes.on_main
 def _create_temporary(path: Path) -> str:
-    return tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)
+    return Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)).name
 
 
 def _own_files(folder: Path) -> list[Path]:
@@ -203,6 +211,16 @@ class ShardedCheckpoints(ReplicatedCheckpoints):
     """每个进程存自己的那一份，读也是；读得了一个进程或 DDP 存的，反过来也行。"""
 
     mode = "fsdp"
+
+    def check_folder(self) -> None:
+        """各台机器都要看得到同一个文件夹，否则抛出 RunError：练了半天才发现就晚了。"""
+        probe = _create_shared(self.folder)
+        seen = distributed.gather((processes.name(), probe.is_dir()))
+        if processes.is_main():
+            probe.rmdir()
+        blind = [name for name, is_seen in seen if not is_seen]
+        if blind:
+            raise RunError(self.folder.parent, f"{'、'.join(blind)} 看不到这个文件夹", SHARED_FOLDER)
 
     def _write(self, path: Path, state: dict, keep_old: bool) -> None:
         save_folder(path, state, keep_old)

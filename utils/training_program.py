@@ -14,7 +14,7 @@ from utils import distributed, dry_run, processes, report
 from utils.budget import plan_budget
 from utils.device import autocast, available_memory, choose_device, choose_dtype
 from utils.errors import UserError
-from utils.files import fingerprint_of_project
+from utils.files import fingerprints_of_code
 from utils.memory import keep_freed_memory
 from utils.optimizers import build_optimizers
 from utils.parallel import OneProcess, build_parallel
@@ -74,7 +74,7 @@ class TrainingProgram:
         """几个进程一起训练时，各自的命令、配置、数据要相同；不同就抛出 UserError，说出差别。"""
         own = {name: value for name, value in vars(self.args).items() if name not in OWN_ARGUMENTS}
         chosen = {"device": self.device.type, "dtype": str(self.dtype).removeprefix("torch.")}  # auto 选了什么
-        versions = {"代码": fingerprint_of_project(), "torch": str(torch.__version__)}
+        versions = {**fingerprints_of_code(Path(sys.argv[0])), "torch": str(torch.__version__)}
         distributed.check_same({**own, **asdict(self.settings), **chosen, **facts, **versions})
 
     def parallel_for(self, num_parameters: int) -> OneProcess:

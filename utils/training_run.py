@@ -146,6 +146,7 @@ class TrainingRun:
         """开始之前：清理上次的残留，看磁盘放不放得下，接上次的检查点（或提醒有可以接的）。"""
         self.files.remove_leftovers()
         self.checkpoints.remove_leftovers()
+        self.checkpoints.check_folder()
         existing = list_checkpoints(self.checkpoints.folder)
         self._check_free_space(existing if is_resuming else [])
         if is_resuming:
