@@ -1,4 +1,4 @@
-# make demo：训练一个小模型并让它写字；make test：全部测试；make check-model：检查改过的 model/。各步对应的普通命令见 README.md。
+# make demo：训练一个小模型并让它写字；make test：全部测试；make check-model：检查改过的 model/。各步对应的普通命令见 README.md 和 CONTRIBUTING.md。
 PYTHON ?= python3
 BIN := .venv/bin
 

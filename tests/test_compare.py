@@ -335,7 +335,7 @@ def test_damaged_result_is_computed_again(tmp_path):
     assert read_result(tmp_path / "none") is None
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/实验.md"])
+@pytest.mark.parametrize("page", ["docs/手册/比较.md", "docs/实验.md"])
 def test_commands_of_the_pages_are_accepted(page, monkeypatch):
     """每条命令的参数都认得，每种配置都成立，--flops 够走几步。"""
     monkeypatch.chdir(ROOT)

@@ -74,6 +74,7 @@ def test_map_lists_the_chapters_in_order_and_every_other_page():
     assert rows == [(str(number), name) for number, name in enumerate(COURSE, 1)]
     listed = {unquote(link["target"]) for link in LINK.finditer(text)}
     assert {path.name for path in ESSAYS} <= listed and "练习/README.md" in listed
+    assert {f"手册/{path.name}" for path in ROOT.glob("docs/手册/*.md")} <= listed
 
 
 CHAPTER = (ROOT / "docs/学习率与训练循环.md").read_text(encoding="utf-8")

@@ -1,10 +1,10 @@
-"""支路先归一化、算完加回主干；没有归一化信号消失，没有残差梯度消失。"""
+"""支路先归一化、算完加回残差流；没有归一化信号消失，没有残差梯度消失。"""
 
 import math
 
 from docs.pictures.svg import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, WHITE, Axes, Picture
 
-STREAM = 152  # 主干的高度
+STREAM = 152  # 残差流的高度
 NORM_GAIN = 256 * 0.02**2  # 手算：过一个 256 × 256 的矩阵，方差乘这么多
 SLOPE = 0.1  # 手算：f(x) = 0.1x
 
@@ -16,7 +16,7 @@ def draw() -> Picture:
     picture.text(34, STREAM, "x", size=18, mono=True)
     _draw_branch(picture, 75, "norm1", "注意力", "x + attn(norm1(x))")
     _draw_branch(picture, 375, "norm2", "前馈", "x + ff(norm2(x))")
-    picture.text(360, STREAM + 30, "主干：从嵌入一直通到输出层，只有加法碰它", size=13, color=GREY)
+    picture.text(360, STREAM + 30, "残差流：从嵌入一直通到输出层，只有加法碰它", size=13, color=GREY)
 
     left = Axes(picture, 70, 265, 260, 130, (0, 10), (-10, 0.5))
     left.frame("过了几层", "信号的方差", {n: str(n) for n in (0, 2, 4, 6, 8, 10)}, {0: "1", -5: "10⁻⁵", -10: "10⁻¹⁰"})
@@ -36,7 +36,7 @@ def draw() -> Picture:
 
 
 def _draw_branch(picture: Picture, left: float, norm: str, work: str, formula: str) -> None:
-    """一条支路：从主干读，归一化，计算，加回主干。"""
+    """一条支路：从残差流读，归一化，计算，加回残差流。"""
     top, plus = 52, left + 240
     picture.line([(left, STREAM), (left, top), (left + 24, top)], color=GREY, arrow=True)
     picture.circle(left, STREAM, 4, fill=INK)
