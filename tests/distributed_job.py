@@ -68,6 +68,7 @@ def fail() -> None:
 
 
 FAULTS = {
+    "stop_torchrun": lambda: os.kill(os.getppid(), signal.SIGTERM),
     "fail": fail,
     "fill": fill_disk,
     "spoil": spoil,

@@ -204,6 +204,14 @@ def test_signal_to_one_process_saves_everywhere_and_resuming_is_bit_for_bit(jobs
     assert "已在第 7 步保存" in (jobs.folder / "errors.txt").read_text(encoding="utf-8")
 
 
+def test_signal_to_torchrun_saves_too(jobs):
+    stopped = job("stopped", *with_dropout("--parallel", "fsdp"), fault=["stop_torchrun", 5, 1], as_program=True)
+    result = jobs.run(2, [stopped])
+    (step,) = re.findall(r"已在第 (\d+) 步保存，用 --resume 继续", result.stderr)
+    names = [path.name for path in list_checkpoints(checkpoint_folder(jobs.folder / "stopped.pth"))]
+    assert names[-1] == f"step-{int(step):08}.ckpt" and 5 <= int(step) < 12
+
+
 def test_dropout_differs_between_processes(jobs):
     assert jobs.outcome("ddp_whole").losses != pytest.approx(jobs.outcome("one").losses[:12], abs=1e-3)
 
@@ -249,6 +257,11 @@ def test_lora_with_fsdp_is_refused(jobs):
 def test_corpus_is_read_once_on_a_machine(jobs):
     for mode in ("ddp", "fsdp"):
         assert sum(jobs.outcome(mode).scans) == 1
+
+
+def test_start_says_how_many_processes_and_who_writes(jobs):
+    output = (jobs.folder / "output.txt").read_text(encoding="utf-8")
+    assert re.search(r"^并行：2 个进程（ddp），文件由 进程 0（.+，PID \d+） 写$", output, re.MULTILINE)
 
 
 def test_only_one_process_talks_and_writes(jobs):

@@ -94,7 +94,7 @@ class Evaluation:
 
     epoch: int  # 从 1 数起
     step: int  # 已更新参数的次数
-    tokens: int  # 至今训练过的 token 数
+    tokens: int  # 至今训练过的 token 数，微调时含补齐的
     seconds: float  # 训练开始以来
     learning_rate: float  # 最近一步的学习率
     train_loss: float

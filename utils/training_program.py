@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from utils import distributed, dry_run, processes, report
 from utils.budget import plan_budget
+from utils.console import say
 from utils.device import autocast, available_memory, choose_device, choose_dtype
 from utils.errors import UserError
 from utils.files import fingerprints_of_code
@@ -87,6 +88,8 @@ class TrainingProgram:
                 is_large = not is_lora and SHARDED_BYTES * num_parameters > ROOM * available_memory(self.device)
                 mode = distributed.from_main("fsdp" if is_large else "ddp")
             self._parallel = build_parallel(mode, self.dtype)
+            if processes.world_size() > 1:
+                say(f"并行：{processes.world_size()} 个进程（{mode}），文件由 {processes.name()} 写")
         return self._parallel
 
     def create(self, make_model: Callable[[], nn.Module], num_parameters: int) -> nn.Module:
