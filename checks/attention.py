@@ -165,6 +165,15 @@ class PlainCache:
         return tuple(torch.cat(tensors, dim=2) for tensors in zip(*self.past, strict=True))
 
 
+def in_pieces(module: nn.Module, x: Tensor, position: nn.Module) -> Tensor:
+    """接着缓存，一段一段地算 module。x (batch, sum(PIECES), emb_dim) -> 同形状"""
+    cache, outputs = PlainCache(), []
+    for piece in x.split(PIECES, dim=1):
+        outputs.append(module(piece, position, cache))
+        cache.length += piece.shape[1]
+    return torch.cat(outputs, dim=1)
+
+
 ATTEND_SUSPECTS = [
     Suspect("没有除以 √head_dim", {"power": 0.0}),
     Suspect("除以了 head_dim，应为 √head_dim", {"power": -1.0}),
@@ -287,11 +296,7 @@ def _cached_check(name: str, cfg: ModelConfig, suspects: list[Suspect]) -> Check
     """接着缓存，一段一段地算。"""
 
     def ours(inputs: Tensors) -> Tensor:
-        attention, cache, outputs = _build(inputs, cfg), PlainCache(), []
-        for piece in inputs["x"].split(PIECES, dim=1):
-            outputs.append(attention(piece, Stub(rotates=True), cache))
-            cache.length += piece.shape[1]
-        return torch.cat(outputs, dim=1)
+        return in_pieces(_build(inputs, cfg), inputs["x"], Stub(rotates=True))
 
     return Check(
         name,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from checks import attention, feed_forward
-from checks.attention import PIECES, Heads, PlainCache, changes_every_time
+from checks.attention import PIECES, Heads, changes_every_time, in_pieces
 from checks.building import Tensors, install, random_inputs, tiny_config
 from checks.comparison import Check, Suspect, fact_check
 from checks.layer_norm import layer_norm, rms_norm
@@ -149,11 +149,8 @@ def _cached_check(name: str, cfg: ModelConfig) -> Check:
 
     def ours(inputs: Tensors) -> Tensor:
         parameters = {key: tensor for key, tensor in inputs.items() if key != "x"}
-        block, cache, outputs = install(TransformBlock(cfg, layer=0), parameters), PlainCache(), []
-        for piece in (inputs["x"] * 1.0).split(PIECES, dim=1):
-            outputs.append(block(piece, Stub(cfg.position == "rope"), cache))
-            cache.length += piece.shape[1]
-        return torch.cat(outputs, dim=1)
+        block = install(TransformBlock(cfg, layer=0), parameters)
+        return in_pieces(block, inputs["x"] * 1.0, Stub(cfg.position == "rope"))
 
     return Check(
         name,

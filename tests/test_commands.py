@@ -87,8 +87,7 @@ def test_mistake_in_a_document_is_caught(reader, line, said):
         reader.follow(typed(line))
 
 
-def test_commands_are_found_wherever_they_are_written():
-    text = """正文里的 `python verify.py attention`，文件名 `generate.py` 不算。
+WRITTEN = """正文里的 `python verify.py attention`，文件名 `generate.py` 不算。
 
 ```bash
 # 整行的注释
@@ -117,7 +116,10 @@ $ python c.py
 print("python f.py")
 ```
 """
-    found = [command.words for _, line in written_lines(text) for command in parse(line, "x.md", 1)]
+
+
+def test_commands_are_found_wherever_they_are_written():
+    found = [command.words for _, line in written_lines(WRITTEN) for command in parse(line, "x.md", 1)]
     assert sorted(found) == [
         (".venv/bin/python", "e.py"),
         ("py", "a.py", "--y"),
