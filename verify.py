@@ -7,9 +7,9 @@ python verify.py attention layer_norm
 import argparse
 import importlib.util
 import time
-import unicodedata
 
 from utils import cli
+from utils.console import display_width, pad, wrap
 from utils.errors import RunError, run_program
 
 WIDTH = 80
@@ -62,24 +62,9 @@ def as_text(difference: float | None) -> str:
 
 def row(*cells: str) -> str:
     """前几格补空格对齐，差靠右；汉字占两格。"""
-    padded = [cell + " " * (size - width(cell)) for cell, size in zip(cells[:2], COLUMNS, strict=False)]
-    numbers = [" " * (size - width(cell)) + cell for cell, size in zip(cells[2:4], COLUMNS[2:], strict=True)]
+    padded = [pad(cell, size) for cell, size in zip(cells[:2], COLUMNS, strict=False)]
+    numbers = [" " * (size - display_width(cell)) + cell for cell, size in zip(cells[2:4], COLUMNS[2:], strict=True)]
     return "".join(padded + numbers) + "  " + cells[4]
-
-
-def width(text: str) -> int:
-    """终端里占几格。"""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
-
-
-def wrap(text: str, limit: int) -> list[str]:
-    """折成每行不超过 limit 格。"""
-    lines = [""]
-    for character in text:
-        if width(lines[-1] + character) > limit:
-            lines.append("")
-        lines[-1] += character
-    return lines
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """utils/cli.py：中文的帮助、一行的错误、每种取值的检查。"""
 
 import argparse
+import importlib
 import re
+import sys
 from pathlib import Path
 
 import pytest
+from reader import PROGRAMS
 
 from utils import cli
+from utils.console import display_width
 from utils.errors import UserError
 
 MAX_INT = 2**63 - 1
@@ -34,7 +38,7 @@ def test_help_is_chinese_and_shows_defaults(capsys, monkeypatch):
         make_parser().parse_args(["--help"])
     text = capsys.readouterr().out
     assert end.value.code == 0
-    assert text.startswith("用法：") and "说明文字。" in text and "\n参数:" in text
+    assert text.startswith("用法：") and "说明文字。" in text and "\n参数：\n" in text
     assert re.search(r"-h, --help +显示这份帮助", text) and "几轮（默认 3）" in text
     assert "--model_path 值" in text  # 取值一律写作“值”，开关没有取值
     assert re.search(r"--compile +先编译", text)
@@ -47,7 +51,7 @@ def test_positional_argument_keeps_its_own_name(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["-h"])
     text = capsys.readouterr().out
-    assert "\n位置参数:" in text and re.search(r"数据集 +下载哪一个", text)
+    assert "\n位置参数：\n" in text and re.search(r"数据集 +下载哪一个", text)
 
 
 def test_usage_shows_what_may_be_left_out_or_repeated(capsys, monkeypatch):
@@ -58,6 +62,39 @@ def test_usage_shows_what_may_be_left_out_or_repeated(capsys, monkeypatch):
         parser.parse_args(["-h"])
     usage = capsys.readouterr().out.split("\n\n")[0]
     assert usage.endswith(" [模块 ...]") and "[--prompts 值 ...]" in usage and "[--compile]" in usage
+
+
+def program_help(program: str, columns: int, monkeypatch, capsys) -> str:
+    """python program --help 在 columns 格宽的终端里的样子。"""
+    module = importlib.import_module(PROGRAMS[program])
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys, "argv", [program, "--help"])
+    with pytest.raises(SystemExit):
+        module.parse_args()
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("program", "columns"), [*((name, 80) for name in PROGRAMS), ("pretrain.py", 60), ("pretrain.py", 100)]
+)
+def test_help_fits_the_terminal_and_keeps_words_whole(program, columns, monkeypatch, capsys):
+    text, wide = (program_help(program, width, monkeypatch, capsys) for width in (columns, 1000))
+    assert [line for line in text.splitlines() if display_width(line) > columns] == []
+    words = re.findall(r"[\w./:=-]+", text, re.ASCII)
+    assert words and set(words) <= set(re.findall(r"[\w./:=-]+", wide, re.ASCII))  # 一个也没有拆开
+
+
+def test_help_is_in_two_straight_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    parser = cli.ArgumentParser("说明。")
+    parser.add_argument("--model_path", help="权重保存到哪里，" * 5)
+    parser.add_argument("--a_name_that_is_far_too_long", help="说明" * 20)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["-h"])
+    lines = capsys.readouterr().out.split("参数：\n")[1].splitlines()
+    assert "  --a_name_that_is_far_too_long 值" in lines
+    starts = [display_width(re.match(r"(?:  -\S+.*?  |) *", line)[0]) for line in lines]
+    assert len(lines) > 6 and len(set(starts) - {starts[lines.index("  --a_name_that_is_far_too_long 值")]}) == 1
 
 
 def test_good_arguments_are_converted():

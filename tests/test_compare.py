@@ -20,9 +20,10 @@ from model.config import ModelConfig, count_training_flops
 from model.kv_cache import KVCache
 from model.language_model import LanguageModel
 from utils.comparison import EqualBudget, Plan, count_steps, explain, read_result
+from utils.console import display_width
 from utils.errors import UserError
 from utils.memory import cache_bytes_per_token, peak_bytes
-from utils.report_comparison import Report, Row, align, display_width
+from utils.report_comparison import Report, Row, align
 from utils.train_utils import calc_loss_batch
 from utils.variations import expand, parse_choice
 

@@ -6,7 +6,6 @@ import re
 import select
 import signal
 import sys
-import unicodedata
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from conftest import tiny_config
 from model.language_model import LanguageModel
 from utils.budget import Budget
 from utils.checkpoint import read_model_file
+from utils.console import display_width
 from utils.data_loader import EpochSampler, WindowDataset, create_dataloader
 from utils.errors import RunError, Terminated
 from utils.optimizers import build_optimizers
@@ -249,11 +249,6 @@ def read_until(descriptor: int, end: str) -> str:
     return data.decode("utf-8").removesuffix(end)
 
 
-def columns_of(text: str) -> int:
-    """在终端里占几列；汉字和全角标点占两列。"""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
-
-
 @pytest.mark.skipif(os.name == "nt", reason="Windows 没有伪终端 pty")
 def test_progress_bar_fits_eighty_columns_and_shows_everything(monkeypatch):
     import fcntl
@@ -286,7 +281,7 @@ def test_progress_bar_fits_eighty_columns_and_shows_everything(monkeypatch):
     # 10 秒走了四分之一，还要 30 秒；50,000 个 token 用了 10 秒
     assert line.startswith(" 25%|") and "█" in line
     assert line.endswith("第 250 步 损失 4.568 5,000 token/s 剩余 00:30")
-    assert 70 <= columns_of(line) <= 80
+    assert 70 <= display_width(line) <= 80
     assert re.sub(r"\x1b\[[A-Z]", "", last).strip() == ""  # 结束时擦掉，不留在屏幕上
 
 

@@ -6,21 +6,52 @@ import difflib
 import math
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from utils.console import display_width, pad, wrap, wrap_pieces
 from utils.errors import UserError
+
+MAX_LEFT = 28  # 帮助里参数一栏最宽几格
+MIN_WIDTH = 40
 
 
 class ArgumentParser(argparse.ArgumentParser):
     """argparse 的中文版：帮助是中文，错误是一行，写错的参数名给出猜测。"""
 
     def __init__(self, description: str):
-        super().__init__(description=description, add_help=False, allow_abbrev=False, formatter_class=_HelpFormatter)
+        super().__init__(description=description, add_help=False, allow_abbrev=False)
         self._positionals.title, self._optionals.title = "位置参数", "参数"
         self.add_argument("-h", "--help", action="help", help="显示这份帮助")
+
+    def format_usage(self) -> str:
+        start, width = f"用法：{self.prog} ", _terminal_width()
+        indent = display_width(start)
+        pieces = [piece for part in self._usage_parts() for piece in (part, " ")]
+        return start + f"\n{' ' * indent}".join(wrap_pieces(pieces, width - indent)) + "\n"
+
+    def format_help(self) -> str:
+        """argparse 自己排的把汉字当作一格宽，会超出终端，列也对不齐。"""
+        width = _terminal_width()
+        sections = [self.format_usage(), "\n".join(wrap(self.description, width)) + "\n"]
+        for group in self._action_groups:
+            rows = [(_invocation(action), (action.help or "") % vars(action)) for action in group._group_actions]
+            if rows:
+                sections.append(f"{group.title}：\n" + _two_columns(rows, width))
+        return "\n".join(sections)
+
+    def _usage_parts(self) -> list[str]:
+        """用法里的各项，可以省去的加方括号；只能选一个的合成一项。"""
+        parts = {action: _invocation(action, only_first=True) for action in self._actions}
+        for group in self._mutually_exclusive_groups:
+            first, *others = group._group_actions
+            parts[first] = " | ".join([parts[first], *(parts.pop(action) for action in others)])
+        by_kind = sorted(parts, key=lambda action: not action.option_strings)  # 位置参数在最后
+        is_bare = {action: action.required and action.nargs != "*" for action in parts}
+        return [parts[action] if is_bare[action] else f"[{parts[action]}]" for action in by_kind]
 
     def parse_args(self, args: list[str] | None = None, namespace: argparse.Namespace | None = None):
         namespace, unknown = self.parse_known_args(args, namespace)
@@ -51,18 +82,30 @@ _TRANSLATIONS = (
 )
 
 
-class _HelpFormatter(argparse.HelpFormatter):
-    def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=32)
+def _invocation(action: argparse.Action, only_first: bool = False) -> str:
+    """一个参数怎样写，如 --data_path 值 ...；取值一律写作“值”，位置参数有自己的名字。"""
+    name = "值" if action.option_strings else action.metavar or action.dest
+    values = "" if action.nargs == 0 else f"{name} ..." if action.nargs in ("+", "*") else name
+    names = action.option_strings[: 1 if only_first else None] or [""]
+    return ", ".join(f"{name} {values}".strip() for name in names)
 
-    def add_usage(self, usage, actions, groups, prefix=None):
-        super().add_usage(usage, actions, groups, "用法：")
 
-    def _format_args(self, action, default_metavar):
-        if action.nargs == 0:
-            return ""
-        name = "值" if action.option_strings else action.metavar or default_metavar
-        return {"*": f"[{name} ...]", "+": f"{name} ..."}.get(action.nargs, name)
+def _two_columns(rows: list[tuple[str, str]], width: int) -> str:
+    """左边是参数，右边是说明；左边太宽的自己占一行。"""
+    left = min(MAX_LEFT, width // 2, max(display_width(name) for name, _ in rows))
+    lines = []
+    for name, text in rows:
+        first, *others = wrap(text, width - left - 4)
+        if display_width(name) > left:
+            lines += [f"  {name}"]
+            name = ""
+        lines += [f"  {pad(name, left)}  {first}".rstrip(), *(" " * (left + 4) + line for line in others)]
+    return "\n".join(lines) + "\n"
+
+
+def _terminal_width() -> int:
+    """排多少格宽；最右边的两格空着，有的终端写满一行会多空一行。"""
+    return max(MIN_WIDTH, shutil.get_terminal_size().columns - 2)
 
 
 def _number(convert: Callable[[str], float], kind: str, is_valid: Callable[[float], bool]) -> Callable[[str], float]:
