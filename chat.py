@@ -28,13 +28,12 @@ def parse_args() -> argparse.Namespace:
     add("--adapter_path", type=cli.file_path, help="LoRA 适配器，加到 --model_path 的模型上（默认没有）")
     add("--device", type=cli.device_name, default="auto", help=f"{cli.DEVICES}（默认 %(default)s）")
     add("--show_prompt", action="store_true", help="显示模型真正读到的文字（默认不显示）")
+    parser.only_with("--instruction", "--input")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    if args.input and not args.instruction:
-        raise UserError("--input", "要与 --instruction 同用", "加上 --instruction，或去掉它。")
     check_weights_file(args.model_path, advice="请先运行 finetune_instruction.py，或用 --model_path 指出它在哪里。")
     assistant = open_assistant(args)
     turns: list[Turn] = []

@@ -11,7 +11,7 @@ from model.config import ModelConfig
 from utils import cli
 from utils.errors import run_program
 from utils.labeled_text import LabeledText, read_labeled_texts
-from utils.settings import TrainingSettings, add_training_arguments
+from utils.settings import ONLY_PRETRAINING, TrainingSettings, add_training_arguments
 from utils.training_output import claim_output
 from utils.weights_file import check_weights_file, fingerprint
 
@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
     balance = "让各个标签的样本一样多：少的重复取"
     add("--balance", action="store_true", help=f"{balance}（默认不用）")
     add("--drop_rate", type=cli.fraction, default=0.1, help="微调时的 dropout，数据少时要大些（默认 %(default)s）")
-    add_training_arguments(parser, DEFAULTS)
+    add_training_arguments(parser, DEFAULTS, leave_out=ONLY_PRETRAINING)
     return parser.parse_args()
 
 

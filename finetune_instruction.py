@@ -11,7 +11,7 @@ from utils import cli
 from utils.errors import UserError, run_program
 from utils.instruction_data import Conversation, read_conversations
 from utils.prompt_template import TEMPLATES, choose_template
-from utils.settings import TrainingSettings, add_training_arguments
+from utils.settings import ONLY_PRETRAINING, TrainingSettings, add_training_arguments
 from utils.training_output import claim_output
 from utils.weights_file import check_weights_file, fingerprint
 
@@ -35,7 +35,7 @@ def parse_args() -> argparse.Namespace:
     add(
         "--template", type=cli.one_of(*choices), default="auto", help=f"模板：{' | '.join(choices)}（默认 %(default)s）"
     )
-    add_training_arguments(parser, DEFAULTS)
+    add_training_arguments(parser, DEFAULTS, leave_out=ONLY_PRETRAINING)
     return parser.parse_args()
 
 

@@ -38,6 +38,7 @@ def parse_args() -> argparse.Namespace:
     add("--quantize", type=cli.one_of("int8"), help="int8：权重存成 8 位整数，只在 CPU 上（默认不用）")
     add("--check_copy", type=cli.file_path, help="语料：标出样文里与它一字不差的片段，算原文照抄率（默认不查）")
     add("--encoding", type=cli.text_encoding, default="utf-8", help="--check_copy 的编码（默认 %(default)s）")
+    parser.only_with("--check_copy", "--encoding")
     return parser.parse_args()
 
 

@@ -144,6 +144,65 @@ def test_missing_required_argument_is_named():
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model_path", "a", "--model_path=b"], "错误：--model_path：给了两次。只留一个。"),
+        (["--prompts", "a", "--prompts", "b"], "错误：--prompts：给了两次。几个取值写在一个 --prompts 后面。"),
+        (["--epochs", "3", "--rounds", "3"], "错误：--rounds：给了两次（--epochs、--rounds 是同一个参数）。只留一个。"),
+    ],
+)
+def test_argument_given_twice_is_refused_not_dropped(arguments, message):
+    assert refuse(make_parser(), *arguments) == message
+
+
+def test_parser_can_be_used_twice_and_repeatable_arguments_repeat():
+    parser = make_parser()
+    parser.add_argument("--set", action="append")
+    for _ in range(2):
+        assert parser.parse_args(["--epochs", "3", "--set", "a", "--set", "b"]).set == ["a", "b"]
+
+
+def test_argument_that_needs_another_is_refused_alone():
+    parser = make_parser()
+    parser.only_with("--model_path", "--prompts")
+    parser.only_with("--epochs 4", "--compile", "--model_path")
+    message = refuse(parser, "--prompts", "a")
+    assert message == "错误：--prompts：只与 --model_path 同用。加上 --model_path，或去掉 --prompts。"
+    message = refuse(parser, "--model_path", "a")
+    assert message == "错误：--model_path：只与 --epochs 4 同用。加上 --epochs 4，或去掉 --model_path。"
+    assert parser.parse_args(["--prompts", "a", "--model_path", "a", "--epochs", "4"]).epochs == 4
+    assert parser.parse_args([]).epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "companion"),
+    [
+        ("chat.py", "--input 悟空", "--instruction"),
+        ("generate.py", "--encoding gb18030", "--check_copy"),
+        *(
+            (f"finetune_{task}.py", arguments, "--trainable lora")
+            for task in ("classifier", "instruction")
+            for arguments in ("--lora_rank 8", "--lora_alpha 16", "--lora_projections all")
+        ),
+    ],
+)
+def test_programs_refuse_arguments_that_would_do_nothing(program, arguments, companion, monkeypatch):
+    name, value = arguments.split()
+    monkeypatch.setattr(sys, "argv", [program, name, value])
+    with pytest.raises(UserError) as error:
+        importlib.import_module(PROGRAMS[program]).parse_args()
+    assert str(error.value) == f"错误：{name}：只与 {companion} 同用。加上 {companion}，或去掉 {name}。"
+
+
+@pytest.mark.parametrize("program", ["finetune_classifier.py", "finetune_instruction.py"])
+@pytest.mark.parametrize("name", ["--stride", "--sample_prompt"])
+def test_fine_tuning_leaves_out_what_only_pretraining_uses(program, name, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [program, name, "5"])
+    with pytest.raises(UserError, match=f"{name}：无法识别的参数"):
+        importlib.import_module(PROGRAMS[program]).parse_args()
+
+
+@pytest.mark.parametrize(
     ("check", "accepted", "refused", "kind"),
     [
         (cli.positive_int, {"1": 1, "42": 42, " 7 ": 7, "9" * 30: MAX_INT}, ["0", "-1", "1.0", "1e3"], "≥1 的整数"),

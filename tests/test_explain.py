@@ -234,6 +234,11 @@ def test_command_on_the_page_survives_the_shell():
     assert shlex.split(same_generation(args)) == ["python", "generate.py", *expected, "--seed", "1"]
 
 
+def test_top_k_over_the_vocabulary_is_said(trained, tmp_path):
+    result = explain(trained, "--prompt", "悟空", "--output", tmp_path / "k.html", "--top_k", 99_999)
+    assert result.stderr == "提示：--top_k 已降为词表大小 300\n"
+
+
 def test_long_and_strange_inputs_are_shortened_and_said_so(trained, tmp_path):
     text = NASTY * 200
     flags = [f"--prompt={text}", f"--continuation={text}", "--max_new_tokens", 1000, "--output", tmp_path / "a.html"]

@@ -25,7 +25,14 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, description: str):
         super().__init__(description=description, add_help=False, allow_abbrev=False)
         self._positionals.title, self._optionals.title = "位置参数", "参数"
+        self.register("action", None, _StoreOnce)
+        self.given: set[str] = set()  # 命令行上写了哪些参数，按 dest
+        self._companions: dict[str, str] = {}
         self.add_argument("-h", "--help", action="help", help="显示这份帮助")
+
+    def only_with(self, companion: str, *names: str) -> None:
+        """names 只有与 companion 同用才管用；companion 如 --trainable lora，不写取值就是给了便行。"""
+        self._companions |= dict.fromkeys(names, companion)
 
     def format_usage(self) -> str:
         start, width = f"用法：{self.prog} ", _terminal_width()
@@ -54,13 +61,24 @@ class ArgumentParser(argparse.ArgumentParser):
         return [parts[action] if is_bare[action] else f"[{parts[action]}]" for action in by_kind]
 
     def parse_args(self, args: list[str] | None = None, namespace: argparse.Namespace | None = None):
+        self.given.clear()
         namespace, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].split("=")[0] or '""'
             close = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.5)
             advice = f"是否想写 {close[0]}？" if close else "用 --help 查看全部参数。"
             raise UserError(name, "无法识别的参数", advice)
+        self._check_companions(namespace)
         return namespace
+
+    def _check_companions(self, namespace: argparse.Namespace) -> None:
+        """给了不管用的参数就抛出 UserError，免得用户以为它管用。"""
+        for name, companion in self._companions.items():
+            other, *value = companion.split()
+            dest = self._option_string_actions[other].dest
+            is_met = str(getattr(namespace, dest)) == value[0] if value else dest in self.given
+            if self._option_string_actions[name].dest in self.given and not is_met:
+                raise UserError(name, f"只与 {companion} 同用", f"加上 {companion}，或去掉 {name}。")
 
     def error(self, message: str):
         match = re.match(r"argument (\S+): (.*)", message, re.DOTALL)
@@ -70,6 +88,18 @@ class ArgumentParser(argparse.ArgumentParser):
         subject = subject.split("/")[-1]
         starts_with_dash = f"取值以 - 开头时写成 {subject}=取值。" if message.endswith("expected one argument") else ""
         raise UserError(subject, reason, starts_with_dash or "用 --help 查看说明。")
+
+
+class _StoreOnce(argparse._StoreAction):
+    """记下取值；给了两次就抛出 UserError，而不是悄悄丢掉前一次。"""
+
+    def __call__(self, parser: ArgumentParser, namespace: argparse.Namespace, values, option_string=None):
+        if self.dest in parser.given:
+            several = f"几个取值写在一个 {option_string} 后面。" if self.nargs == "+" else "只留一个。"
+            same = "（{} 是同一个参数）".format("、".join(self.option_strings)) if self.option_strings[1:] else ""
+            raise UserError(option_string, f"给了两次{same}", several)
+        parser.given.add(self.dest)
+        super().__call__(parser, namespace, values, option_string)
 
 
 # argparse 自己产生的几句英文；取值的检查都在下面的函数里，本来就是中文
@@ -200,10 +230,16 @@ def add_finetuning_arguments(parser: ArgumentParser, data_path: str, output_path
     add(
         "--trainable", type=one_of(*modes), default="all", help=f"训练哪些参数：{' | '.join(modes)}（默认 %(default)s）"
     )
-    add("--lora_rank", type=positive_int, default=8, help="低秩适配器的秩，只对 lora 有用（默认 %(default)s）")
+    add(
+        "--lora_rank",
+        type=positive_int,
+        default=8,
+        help="低秩适配器的秩，只与 --trainable lora 同用（默认 %(default)s）",
+    )
     add("--lora_alpha", type=positive_float, default=16.0, help="适配器的缩放，输出乘 alpha/rank（默认 %(default)s）")
     where = f"给哪些投影加适配器：{' | '.join(LORA_PROJECTIONS)}（默认 %(default)s）"
     add("--lora_projections", type=one_of(*LORA_PROJECTIONS), default="all", help=where)
+    parser.only_with("--trainable lora", "--lora_rank", "--lora_alpha", "--lora_projections")
 
 
 def command_line(arguments: list[str]) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 from utils import cli
 from utils.errors import UserError
 
+ONLY_PRETRAINING = ("stride", "sample_prompt")  # 微调用不上的设置
+
 
 def _setting(default: Any, parse: Callable[[str], Any], help: str) -> Any:
     return field(default=default, metadata={"parse": parse, "help": help})
@@ -53,7 +55,11 @@ class TrainingSettings:
                 raise UserError(config_path, f'"training" 里有未知字段 {name}', f"可用的有：{'、'.join(known)}。")
             values[name] = _check_json_value(known[name], value, config_path)
         given = {name: getattr(args, name) for name in known if getattr(args, name, None) is not None}
-        return cls(**{**values, **given})
+        settings = cls(**{**values, **given})
+        if "muon_learning_rate" in given and settings.optimizer != "muon":
+            advice = "加上 --optimizer muon，或去掉 --muon_learning_rate。"
+            raise UserError("--muon_learning_rate", "只与 --optimizer muon 同用", advice)
+        return settings
 
 
 def _check_json_value(item: Any, value: Any, config_path: Path) -> Any:
@@ -71,9 +77,16 @@ def _check_json_value(item: Any, value: Any, config_path: Path) -> Any:
         raise UserError(config_path, f'"training" 的 {item.name} {error}') from None
 
 
-def add_training_arguments(parser: argparse.ArgumentParser, defaults: dict | None = None) -> None:
-    """把全部训练设置变成命令行参数；没有给出的为 None，好让配置文件说话。defaults 是程序自己的默认值。"""
+def add_training_arguments(
+    parser: argparse.ArgumentParser, defaults: dict | None = None, leave_out: tuple[str, ...] = ()
+) -> None:
+    """把训练设置变成命令行参数；没有给出的为 None，好让配置文件说话。
+
+    defaults 是程序自己的默认值；leave_out 里的设置这个程序用不上。
+    """
     for item in fields(TrainingSettings):
+        if item.name in leave_out:
+            continue
         value = (defaults or {}).get(item.name, item.default)
         default = "" if value is None else f"（默认 {value}）"
         parser.add_argument(f"--{item.name}", type=item.metadata["parse"], help=item.metadata["help"] + default)
