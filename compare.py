@@ -67,7 +67,7 @@ def main() -> None:
 
 def read_variations(args: argparse.Namespace) -> list[Variation]:
     """要比较的各种配置，都检查过。"""
-    check_names([*args.set, *args.vary], [field.name for field in dataclasses.fields(ModelConfig)])
+    check_names(args.set, args.vary, [field.name for field in dataclasses.fields(ModelConfig)])
     return expand(args.configs, args.set, args.vary, ModelConfig.from_dict)
 
 

@@ -108,6 +108,8 @@ def test_good_arguments_are_converted():
     [
         (["--epoch", "3"], "错误：--epoch：无法识别的参数。是否想写 --epochs？"),
         (["--model-path=a"], "错误：--model-path：无法识别的参数。是否想写 --model_path？"),
+        (["a/model.pth"], "错误：a/model.pth：无法识别的参数。是否想写 --model_path a/model.pth？"),
+        (["语料.txt"], "错误：语料.txt：无法识别的参数。用 --help 查看全部参数。"),  # 这个程序没有 --data_path
         (["--zzz"], "错误：--zzz：无法识别的参数。用 --help 查看全部参数。"),
         (["多余"], "错误：多余：无法识别的参数。用 --help 查看全部参数。"),
         ([""], '错误：""：无法识别的参数。用 --help 查看全部参数。'),
@@ -240,6 +242,13 @@ def test_word_must_be_one_of_the_list(check, words):
         with pytest.raises(argparse.ArgumentTypeError) as error:
             check(wrong)
         assert str(error.value) == f"应为 {' | '.join(words.split())} 之一，收到 {shown}"
+
+
+def test_nearly_right_word_gets_a_suggestion_instead_of_the_help():
+    parser = make_parser()
+    parser.add_argument("--optimizer", type=cli.one_of("adamw", "muon"))
+    expected = "错误：--optimizer：应为 adamw | muon 之一，收到 adam，是否想写 adamw？"
+    assert refuse(parser, "--optimizer", "adam") == expected
 
 
 def test_encoding_must_be_a_text_encoding():

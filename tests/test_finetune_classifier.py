@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from conftest import report_data, run
+from conftest import last_of_each, report_data, run
 from utils.checkpoint import read_model_file
 from utils.labeled_text import read_labeled_texts, split_records
 
@@ -35,7 +35,7 @@ def folder(trained, tmp_path_factory):
 
 def finetune(folder, *args, **options):
     flags = ("--data_path", "spam.csv", "--epochs", 4, "--learning_rate", 0.005, "--eval_freq", 10)
-    return run("finetune_classifier.py", *flags, *args, cwd=folder, **options)
+    return run("finetune_classifier.py", *last_of_each(*flags, *args), cwd=folder, **options)
 
 
 @pytest.fixture(scope="module")

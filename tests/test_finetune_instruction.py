@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from conftest import run, write_config
+from conftest import last_of_each, run, write_config
 from utils.checkpoint import read_model_file
 
 WORDS = ("悟空", "八戒", "沙僧", "唐僧", "白马", "龙王", "妖怪", "菩萨", "猴王", "大圣")
@@ -34,7 +34,7 @@ def folder(tmp_path_factory, corpus_text):
 
 def finetune(folder, *args):
     flags = ("--data_path", "data.json", "--epochs", 30, "--eval_freq", 50, "--batch_size", 16)
-    return run("finetune_instruction.py", *flags, *args, cwd=folder)
+    return run("finetune_instruction.py", *last_of_each(*flags, *args), cwd=folder)
 
 
 @pytest.fixture(scope="module")

@@ -406,7 +406,7 @@ def test_failing_log_does_not_lose_the_state(tmp_path):
 
     def fail(record):
         if record.step == 4:
-            raise RunError("m.pth.log.jsonl", "写不进去")
+            raise RunError("m.pth.log.jsonl", "写不进去", "腾出空间。")
         add_record(record)
 
     run.files.add_record = fail

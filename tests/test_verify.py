@@ -131,7 +131,7 @@ def test_program_reports_mistakes_without_a_traceback(copy):
 
 def test_program_refuses_an_unknown_module():
     result = run("verify.py", "atention", cwd=ROOT)
-    assert result.code == 2 and "应为 layer_norm |" in result.stderr
+    assert result.code == 2 and "收到 atention，是否想写 attention？\n" in result.stderr
 
 
 def test_program_works_without_transformers(copy):

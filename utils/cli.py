@@ -17,6 +17,12 @@ from utils.errors import UserError
 
 MAX_LEFT = 28  # 帮助里参数一栏最宽几格
 MIN_WIDTH = 40
+CLOSE_WORD = 0.75  # 这么像才猜是写错了：gpu 不像 cpu
+FLAGS_OF_FILES = {  # 文件前面漏写的参数，多半是其中第一个有的
+    **dict.fromkeys((".pth", ".safetensors", ".bin"), ("--model_path",)),
+    **dict.fromkeys((".txt", ".csv", ".tsv", ".jsonl", ".gz"), ("--data_path",)),
+    ".json": ("--config", "--configs", "--data_path"),
+}
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -66,8 +72,9 @@ class ArgumentParser(argparse.ArgumentParser):
         if unknown:
             name = unknown[0].split("=")[0] or '""'
             close = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.5)
-            advice = f"是否想写 {close[0]}？" if close else "用 --help 查看全部参数。"
-            raise UserError(name, "无法识别的参数", advice)
+            flags = (flag for flag in FLAGS_OF_FILES.get(Path(name).suffix, ()) if flag in self._option_string_actions)
+            guess = next(iter([*(f"{flag} {name}" for flag in flags), *close]), None)
+            raise UserError(name, "无法识别的参数", f"是否想写 {guess}？" if guess else "用 --help 查看全部参数。")
         self._check_companions(namespace)
         return namespace
 
@@ -87,7 +94,8 @@ class ArgumentParser(argparse.ArgumentParser):
             reason = re.sub(english, chinese, reason, flags=re.DOTALL)
         subject = subject.split("/")[-1]
         starts_with_dash = f"取值以 - 开头时写成 {subject}=取值。" if message.endswith("expected one argument") else ""
-        raise UserError(subject, reason, starts_with_dash or "用 --help 查看说明。")
+        is_guess = reason.endswith("？")  # 已经说了怎么办
+        raise UserError(subject, reason, starts_with_dash or ("" if is_guess else "用 --help 查看说明。"))
 
 
 class _StoreOnce(argparse._StoreAction):
@@ -172,11 +180,13 @@ fraction = _number(float, "[0, 1) 内的数", lambda value: 0 <= value < 1)
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
-    """只接受列出的几个词。"""
+    """只接受列出的几个词；写错一两个字母的给出猜测。"""
 
     def parse(text: str) -> str:
         if text not in choices:
-            raise argparse.ArgumentTypeError(f"应为 {' | '.join(choices)} 之一，收到 {_show(text)}")
+            close = difflib.get_close_matches(text, choices, n=1, cutoff=CLOSE_WORD)
+            guess = f"，是否想写 {close[0]}？" if close else ""
+            raise argparse.ArgumentTypeError(f"应为 {' | '.join(choices)} 之一，收到 {_show(text)}{guess}")
         return text
 
     return parse

@@ -68,13 +68,16 @@ def _check_json_value(item: Any, value: Any, config_path: Path) -> Any:
         return None
     text = value if isinstance(value, str) else str(value)
     is_text_setting = isinstance(item.default, str) or item.name == "sample_prompt"
+    place = f'"training" 的 {item.name}'
+    if isinstance(value, bool) or isinstance(value, str) != is_text_setting:
+        kind, advice = ("文字", "加上引号。") if is_text_setting else ("数字", "去掉引号。")
+        reason = f"{place} 类型不对，应写成{kind}，收到 {json.dumps(value, ensure_ascii=False)}"
+        raise UserError(config_path, reason, advice if isinstance(value, str) or is_text_setting else f"改成{kind}。")
     try:
-        if isinstance(value, bool) or isinstance(value, str) != is_text_setting:
-            kind = "文字" if is_text_setting else "数字"
-            raise argparse.ArgumentTypeError(f"类型不对，应写成{kind}，收到 {json.dumps(value, ensure_ascii=False)}")
         return item.metadata["parse"](text)
     except argparse.ArgumentTypeError as error:
-        raise UserError(config_path, f'"training" 的 {item.name} {error}') from None
+        default = "" if item.default is None else f" {item.default}"
+        raise UserError(config_path, f"{place} {error}", f"改掉它，或删去这一项用默认值{default}。") from None
 
 
 def add_training_arguments(
