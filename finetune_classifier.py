@@ -6,6 +6,8 @@ python finetune_classifier.py --model_path model.pth --data_path data/垃圾短�
 import argparse
 import dataclasses
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from model.config import ModelConfig
 from utils import cli
@@ -14,6 +16,10 @@ from utils.labeled_text import LabeledText, read_labeled_texts
 from utils.settings import ONLY_PRETRAINING, TrainingSettings, add_training_arguments
 from utils.training_output import claim_output
 from utils.weights_file import check_weights_file, fingerprint
+
+if TYPE_CHECKING:
+    from model.classifier import Classifier
+    from utils.text_utils import Tokenizer
 
 DEFAULTS = {
     "epochs": 4,
@@ -49,6 +55,7 @@ def main() -> None:
 
 
 def train(args: argparse.Namespace, settings: TrainingSettings, records: list[LabeledText], started: float) -> None:
+    """微调并写出 --output_path 等文件，最后在测试部分上量一遍。"""
     from model.lora import merge_lora
     from utils import classification, report_classifier
     from utils.fine_tuning import digest_of, fixed_details
@@ -77,7 +84,9 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
         report_classifier.print_result(trainer, loaders[2], files, args)
 
 
-def build_classifier(args: argparse.Namespace, seed: int, records: list[LabeledText], place):
+def build_classifier(
+    args: argparse.Namespace, seed: int, records: list[LabeledText], place: Callable
+) -> "tuple[Classifier, Tokenizer]":
     """-> (预训练好的身体加上新的头, 分词器)，由 place 放到设备上，要训练的参数已经选好。"""
     import torch
 

@@ -274,3 +274,14 @@ def test_projections_are_the_ones_lora_knows():
     from model.lora import PROJECTIONS
 
     assert cli.LORA_PROJECTIONS == tuple(PROJECTIONS)
+
+
+@pytest.mark.parametrize("program", ["finetune_classifier.py", "finetune_instruction.py"])
+def test_trainable_choices_are_the_ones_the_model_knows(program, monkeypatch):
+    """程序不等 torch，自己写着有哪几种；分类的要全，指令微调的没有新的头，少两种。"""
+    from model.trainable import TRAINABLE
+
+    modes = [mode for mode in TRAINABLE if program == "finetune_classifier.py" or mode in ("all", "lora")]
+    monkeypatch.setattr(sys, "argv", [program, "--trainable", "没有"])
+    with pytest.raises(UserError, match=re.escape(f"--trainable：应为 {' | '.join(modes)} 之一，收到 没有")):
+        importlib.import_module(PROGRAMS[program]).parse_args()

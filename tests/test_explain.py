@@ -313,6 +313,8 @@ def test_plain_weights_need_a_config(trained, tmp_path):
     torch.save({**state, **tables}, tmp_path / "plain.pth")
     refused = run("explain.py", "--model_path", "plain.pth", "--prompt", "悟空", cwd=tmp_path)
     assert refused.code == 2 and "--config" in refused.stderr
+    flags = ("--model_path", "plain.pth", "--prompt", "悟空", "--output", "plain.pth/a.html")
+    assert "无法写入文件夹" in run("explain.py", *flags, cwd=tmp_path).stderr  # 载入模型之前就说
     config = write_config(tmp_path, vocab_size=50257, tokenizer=...)
     explain(tmp_path, "--config", config, "--prompt", "悟空", "--temperature", 0, model="plain.pth")
     steps = read_data(tmp_path / "explain.html")["generation"]["steps"]

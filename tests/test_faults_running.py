@@ -283,10 +283,10 @@ def test_loss_that_is_not_finite_names_the_checkpoint_to_continue_from(fresh):
         "损失为 nan",
         "梯度范数为",
         "学习率",
-        "个 token 起",
+        "个 token 等 4 处取样",
         "这一步没有保存",
         "步的检查点继续",
-        "--resume --learning_rate 3.3e+17",
+        "--resume --learning_rate 0.0004。",
     )
     assert_error(result, *parts, code=1)
     step = step_of(checkpoints(fresh)[-1])

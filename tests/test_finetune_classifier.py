@@ -181,7 +181,7 @@ def test_bad_input_is_one_line(folder, tuned):
     refuse(folder, "finetune_classifier.py", ["--trainable", "some"], "--trainable", "head | last_block | all | lora")
     refuse(folder, "classify.py", ["--model_path", "model.pth"], "model.pth：不是分类模型")
     refuse(folder, "classify.py", ["--model_path", "no.pth"], "请先运行 finetune_classifier.py")
-    refuse(folder, "generate.py", ["--model_path", "classifier.pth"], "classifier.pth：是分类模型，不会写字")
+    refuse(folder, "generate.py", ["--model_path", "classifier.pth"], "classifier.pth：是分类模型，不能续写")
 
 
 def test_dry_run_tells_memory_and_time_and_writes_nothing(folder):

@@ -131,7 +131,13 @@ def test_bad_input_is_one_line(folder, tuned):
     )
     result = run("finetune_instruction.py", "--data_path", "long.json", cwd=folder)
     assert result.code == 2 and "训练部分没有一条的回答放得进 64 个 token 的上下文" in result.stderr
-    refuse(folder, "chat.py", ["--model_path", "model.pth"], "model.pth：没有学过答话", "finetune_instruction.py")
+    refuse(
+        folder,
+        "chat.py",
+        ["--model_path", "model.pth"],
+        "model.pth：没有做过指令微调，不会回答",
+        "finetune_instruction.py",
+    )
     refuse(folder, "chat.py", ["--input", "悟空"], "--input：只与 --instruction 同用")
 
 

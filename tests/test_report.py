@@ -89,6 +89,11 @@ def test_plan_tells_steps_epochs_speed_and_time(capsys):
     assert lines == ["训练：2 轮共 46 步，每步 0.5 秒（128 token/s），预计 28 秒"]
 
 
+def test_plan_of_no_time_at_all(capsys):
+    (line,) = plan_of(capsys, Budget(1, seconds_per_step=0.01))
+    assert line.endswith("，预计不到 1 秒")
+
+
 def test_plan_counts_accumulated_batches(capsys):
     (line,) = plan_of(capsys, Budget(12, seconds_per_step=1.0), accumulation_steps=2)
     assert line.startswith("训练：1 轮共 12 步，每步 1 秒（128 token/s）")
@@ -134,7 +139,7 @@ def test_best_line_converts_nats_per_token_by_hand(tmp_path, capsys, keep, name,
         saved
         == f"{which}权重（第 7 步）：{files.model}；损失曲线：{files.curve}；报告：{files.report}；日志：{files.log}"
     )
-    assert f"python generate.py --model_path {files.model} " in invitation
+    assert invitation.startswith(f"现在可以让它续写：python generate.py --model_path {files.model} ")
 
 
 def test_partial_evaluation_is_replaced_by_the_whole_validation_part(tmp_path, capsys):

@@ -89,7 +89,8 @@ def test_log_line_has_the_form_of_the_original_project():
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.4, "0 秒"),
+        (0.4, "不到 1 秒"),
+        (0.6, "1 秒"),
         (59.4, "59 秒"),
         (60, "1 分 0 秒"),
         (200, "3 分 20 秒"),
@@ -134,6 +135,24 @@ def test_evaluation_that_is_not_finite_ends_the_run_and_keeps_the_last_good_weig
         run_training(trainer, Budget(6), files)
     assert torch.equal(saved_weights(files)["tok_emb.weight"], seen[2])
     assert [record.step for record in files.records] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags"),
+    [
+        ({"learning_rate": 100.0}, "--learning_rate 0.0004"),
+        ({"learning_rate": 3e-4}, "--learning_rate 0.0001"),
+        (
+            {"learning_rate": 3e-4, "muon_learning_rate": 50.0, "optimizer": "muon"},
+            "--learning_rate 0.0001 --muon_learning_rate 0.02",
+        ),
+    ],
+)
+def test_lower_learning_rate_that_is_advised_would_do(tmp_path, settings, flags):
+    trainer, files = make_trainer(**settings), RunFiles(tmp_path / "m.pth")
+    set_validate_losses(trainer, {0: math.nan})
+    with pytest.raises(RunError, match=f"减小学习率再试，如 {re.escape(flags)}。"):
+        run_training(trainer, Budget(6), files)
 
 
 def test_either_loss_must_be_finite():

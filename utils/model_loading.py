@@ -20,10 +20,10 @@ from utils.weight_speed import fastest_format
 
 
 def open_language_model(path: Path) -> ModelFile:
-    """打开会写字的模型，可以是 Hugging Face 的（已经过 check_weights_file）；分类模型不会写字，抛出 UserError。"""
+    """打开能续写的模型，可以是 Hugging Face 的（已经过 check_weights_file）；分类模型不能续写，抛出 UserError。"""
     file = open_weights_file(path)
     if file.labels is not None:
-        raise UserError(path, "是分类模型，不会写字", "用 python classify.py --model_path 指向它。")
+        raise UserError(path, "是分类模型，不能续写", "用 python classify.py --model_path 指向它。")
     return file
 
 

@@ -70,7 +70,7 @@ def print_plan(trainer: Trainer, budget: Budget) -> None:
     if seconds_left < estimate:
         time = f"{format_duration(seconds_left)}后停止（跑完要 {time}）"
     else:
-        time = f"预计 {time}"
+        time = f"预计 {time}" if time[0].isdigit() else f"预计{time}"
     speed = settings.batch_size * settings.accumulation_steps * trainer.tokens_per_sample / seconds_per_step
     speed_text = f"每步 {seconds_per_step:.3g} 秒（{speed:,.0f} token/s）"
     say(f"训练：{epochs:.3g} 轮共 {total_steps:,} 步，{speed_text}，{time}")
@@ -104,7 +104,7 @@ def print_result(trainer: Trainer, corpus: Corpus, files: RunFiles) -> None:
     which = "验证损失最低的" if settings.keep == "best" else "最后的"
     others = f"损失曲线：{files.curve}；报告：{files.report}；日志：{files.log}"
     say(f"{which}权重（第 {kept.step} 步）：{files.model}；{others}")
-    say(f"现在可以和它说话：python generate.py --model_path {files.model} --temperature 0.8 --top_k 50")
+    say(f"现在可以让它续写：python generate.py --model_path {files.model} --temperature 0.8 --top_k 50")
 
 
 def sample(model: nn.Module, corpus: Corpus, prompt: str | None, seed: int) -> str:
