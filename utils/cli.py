@@ -71,12 +71,17 @@ class ArgumentParser(argparse.ArgumentParser):
         namespace, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].split("=")[0] or '""'
-            close = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.5)
-            flags = (flag for flag in FLAGS_OF_FILES.get(Path(name).suffix, ()) if flag in self._option_string_actions)
-            guess = next(iter([*(f"{flag} {name}" for flag in flags), *close]), None)
+            guess = self._guess(name)
             raise UserError(name, "无法识别的参数", f"是否想写 {guess}？" if guess else "用 --help 查看全部参数。")
         self._check_companions(namespace)
         return namespace
+
+    def _guess(self, word: str) -> str | None:
+        """多出来的 word 本来想写什么：文件前面漏了参数名，或名字写错了。"""
+        known = self._option_string_actions
+        flags = [flag for flag in FLAGS_OF_FILES.get(Path(word).suffix, ()) if flag in known]
+        close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+        return f"{flags[0]} {word}" if flags else close[0] if close else None
 
     def _check_companions(self, namespace: argparse.Namespace) -> None:
         """给了不管用的参数就抛出 UserError，免得用户以为它管用。"""
@@ -103,9 +108,9 @@ class _StoreOnce(argparse._StoreAction):
 
     def __call__(self, parser: ArgumentParser, namespace: argparse.Namespace, values, option_string=None):
         if self.dest in parser.given:
-            several = f"几个取值写在一个 {option_string} 后面。" if self.nargs == "+" else "只留一个。"
-            same = "（{} 是同一个参数）".format("、".join(self.option_strings)) if self.option_strings[1:] else ""
-            raise UserError(option_string, f"给了两次{same}", several)
+            same = f"（{'、'.join(self.option_strings)} 是同一个参数）" if len(self.option_strings) > 1 else ""
+            advice = f"几个取值写在一个 {option_string} 后面。" if self.nargs == "+" else "只留一个。"
+            raise UserError(option_string, f"给了两次{same}", advice)
         parser.given.add(self.dest)
         super().__call__(parser, namespace, values, option_string)
 
