@@ -126,7 +126,7 @@ FULL = OSError(28, "No space left on device")
 BROKEN = OSError(5, "Input/output error")
 READ_ONLY = OSError(30, "Read-only file system")
 DISK_FAULTS = {
-    "full": (limit_file_size, "文件太大，超出了允许的大小"),
+    "full": (limit_file_size, "超出了文件大小的限制"),
     "read-only": (fail_on(tempfile, "NamedTemporaryFile", READ_ONLY, "step-"), "磁盘是只读的"),
     "rename": (fail_on(os, "replace", BROKEN, "step-"), "磁盘读写出错"),
 }

@@ -48,7 +48,7 @@ SYSTEM_REASONS = {
     errno.ELOOP: "符号链接绕成了圈",
     errno.ENOSPC: "磁盘满了",
     errno.EDQUOT: "超出了磁盘配额",
-    errno.EFBIG: "文件太大，超出了允许的大小",
+    errno.EFBIG: "超出了文件大小的限制",
     errno.EROFS: "磁盘是只读的",
     errno.EIO: "磁盘读写出错",
     errno.EBUSY: "正被占用",
