@@ -5,6 +5,7 @@ python chat.py --model_path assistant.pth
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from model.config import ModelConfig
 from utils import cli
@@ -13,6 +14,11 @@ from utils.dialogue import talk
 from utils.errors import UserError, run_program
 from utils.prompt_template import TEMPLATES, Turn, join_question
 from utils.weights_file import check_weights_file
+
+if TYPE_CHECKING:
+    from model.language_model import LanguageModel
+    from utils.conversation import Assistant
+    from utils.text_utils import Tokenizer
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,13 +34,12 @@ def parse_args() -> argparse.Namespace:
     add("--adapter_path", type=cli.file_path, help="LoRA 适配器，加到 --model_path 的模型上（默认没有）")
     add("--device", type=cli.device_name, default="auto", help=f"{cli.DEVICES}（默认 %(default)s）")
     add("--show_prompt", action="store_true", help="显示模型真正读到的文字（默认不显示）")
+    parser.only_with("--instruction", "--input")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    if args.input and not args.instruction:
-        raise UserError("--input", "要与 --instruction 同用", "加上 --instruction，或去掉它。")
     check_weights_file(args.model_path, advice="请先运行 finetune_instruction.py，或用 --model_path 指出它在哪里。")
     assistant = open_assistant(args)
     turns: list[Turn] = []
@@ -58,7 +63,7 @@ def main() -> None:
         talk(answer)
 
 
-def open_assistant(args: argparse.Namespace):
+def open_assistant(args: argparse.Namespace) -> "Assistant":
     """会答话的模型，连同怎样抽样。"""
     import torch
 
@@ -75,7 +80,7 @@ def open_assistant(args: argparse.Namespace):
     return Assistant(model, tokenizer, sampling, generator, args.max_new_tokens)
 
 
-def load(args: argparse.Namespace):
+def load(args: argparse.Namespace) -> "tuple[LanguageModel, Tokenizer]":
     """-> (答话的模型, 分词器)；给了适配器就加上。"""
     from model.language_model import LanguageModel
     from utils.adapter import apply_adapter, read_adapter
@@ -85,7 +90,8 @@ def load(args: argparse.Namespace):
     adapter = read_adapter(args.adapter_path) if args.adapter_path else None
     source = adapter or file
     if source.template not in TEMPLATES:
-        raise UserError(source.path, "没有学过答话", "先用 finetune_instruction.py 微调；续写用 generate.py。")
+        advice = "先用 finetune_instruction.py 微调；续写用 generate.py。"
+        raise UserError(source.path, "没有做过指令微调，不会回答", advice)
     model, tokenizer = load_model(file, ModelConfig.from_dict, LanguageModel)
     if adapter:
         apply_adapter(model, adapter)

@@ -5,6 +5,7 @@ python classify.py --model_path classifier.pth --text 恭喜您中奖了，点�
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model.config import ModelConfig
 from utils import cli
@@ -12,6 +13,10 @@ from utils.console import hint
 from utils.dialogue import talk
 from utils.errors import UserError, run_program
 from utils.weights_file import check_weights_file
+
+if TYPE_CHECKING:
+    from model.classifier import Classifier
+    from utils.text_utils import Tokenizer
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,8 +54,8 @@ def main() -> None:
         talk(answer)
 
 
-def load(path: Path):
-    """-> (分类模型, 分词器)"""
+def load(path: Path) -> "tuple[Classifier, Tokenizer]":
+    """-> (分类模型, 分词器)；不是分类模型就抛出 UserError。"""
     from model.classifier import Classifier
     from utils.hugging_face import open_weights_file
     from utils.model_loading import load_model
@@ -61,7 +66,7 @@ def load(path: Path):
     return load_model(file, ModelConfig.from_dict, lambda cfg: Classifier(cfg, file.labels))
 
 
-def load_with_adapter(args: argparse.Namespace):
+def load_with_adapter(args: argparse.Namespace) -> "tuple[Classifier, Tokenizer]":
     """-> (预训练好的模型加上适配器和新的头, 分词器)"""
     from model.classifier import Classifier
     from model.language_model import LanguageModel

@@ -67,7 +67,7 @@ def main() -> None:
 
 def read_variations(args: argparse.Namespace) -> list[Variation]:
     """要比较的各种配置，都检查过。"""
-    check_names([*args.set, *args.vary], [field.name for field in dataclasses.fields(ModelConfig)])
+    check_names(args.set, args.vary, [field.name for field in dataclasses.fields(ModelConfig)])
     return expand(args.configs, args.set, args.vary, ModelConfig.from_dict)
 
 
@@ -86,8 +86,9 @@ def compare(args: argparse.Namespace, variations: list[Variation], source: Sourc
         for index in range(args.seeds)
         for row in rows
     ]
-    seconds = format_duration(sum(row.plan.seconds(budget) for row, _ in runs))
-    say(f"比较：{len(rows)} 种配置 × {args.seeds} 个种子，每次训练 {budget}，语料 {args.data_path}，约 {seconds}")
+    time = format_duration(sum(row.plan.seconds(budget) for row, _ in runs))
+    time = f"约 {time}" if time[0].isdigit() else time
+    say(f"比较：{len(rows)} 种配置 × {args.seeds} 个种子，每次训练 {budget}，语料 {args.data_path}，{time}")
     train_all(runs, report, args.output_dir)
     if any(row.results for row in rows):
         say("\n".join(["", report.table(), "", *report.remarks(), *UNITS]))

@@ -5,6 +5,7 @@ python explain.py --model_path model.pth --prompt 话说孙悟空 --output expla
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from model.config import ModelConfig
 from utils import cli
@@ -14,6 +15,10 @@ from utils.file_lock import output_lock
 from utils.files import check_output_path, megabytes, write_atomically
 from utils.weights_file import check_weights_file
 
+if TYPE_CHECKING:
+    from model.language_model import LanguageModel
+    from utils.text_utils import Tokenizer
+
 MAX_PROMPT_TOKENS = 128
 MAX_LOSS_TOKENS = 512
 MAX_STEPS = 48
@@ -22,7 +27,7 @@ MAX_STEPS = 48
 def parse_args() -> argparse.Namespace:
     parser = cli.ArgumentParser("把一段开头在模型里走过的每一步写成一个网页，双击就能打开，不联网。")
     add = parser.add_argument
-    add("--config", type=cli.file_path, help="模型配置文件（默认读模型文件里的自述）")
+    add("--config", type=cli.file_path, help="模型配置文件（默认用模型文件里记录的配置）")
     add("--model_path", type=cli.file_path, default="model.pth", help="模型文件（默认 %(default)s）")
     add("--prompt", type=cli.plain_text, required=True, help="开头的文字")
     add("--continuation", type=cli.plain_text, help="接在开头后面的文字，看它的损失（默认看开头自己的）")
@@ -40,6 +45,7 @@ def main() -> None:
     args = parse_args()
     config = read_config(args.config, ModelConfig.from_dict) if args.config else None
     model_path = check_weights_file(args.model_path)
+    check_output_path(args.output, inputs=(model_path, *([args.config] if args.config else [])))
     import torch
 
     from model.language_model import LanguageModel
@@ -48,7 +54,6 @@ def main() -> None:
 
     model, tokenizer = load_model(open_language_model(model_path), ModelConfig.from_dict, LanguageModel, config)
     model = move_model(model.eval(), torch.device("cpu"), "float32")
-    check_output_path(args.output, inputs=(model_path, *([args.config] if args.config else [])))
     with output_lock(args.output):
         page = build_page(explain(model, tokenizer, args))
         backup = write_atomically(args.output, lambda file: file.write(page), keep_old=True, num_bytes=len(page))
@@ -57,13 +62,13 @@ def main() -> None:
     print(f"已写出：{args.output}（{megabytes(len(page))}），用浏览器打开它，不用联网")
 
 
-def explain(model, tokenizer, args: argparse.Namespace) -> dict:
+def explain(model: "LanguageModel", tokenizer: "Tokenizer", args: argparse.Namespace) -> dict:
     """跟踪读开头、续写和损失三次计算，返回网页的数据。"""
     import torch
 
     from model.attention import attention_map
     from utils.explain_page.data import Explained, build_data, loss_section
-    from utils.generation import Sampling
+    from utils.generation import Sampling, limit_top_k
     from utils.trace import trace_forward, trace_generation
 
     notes = []
@@ -75,7 +80,8 @@ def explain(model, tokenizer, args: argparse.Namespace) -> dict:
     counted = keep_last(text, min(MAX_LOSS_TOKENS, model.cfg.context_length), "计算损失的文字", notes)
     num_context = max(1, len(counted) - (len(text) - len(prompt))) if args.continuation else 1
 
-    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
+    top_k = limit_top_k(args.top_k, tokenizer.vocab_size)
+    sampling = Sampling(args.temperature, top_k, args.top_p, args.repetition_penalty)
     num_steps = min(args.max_new_tokens, MAX_STEPS)
     if num_steps < args.max_new_tokens:
         notes.append(f"--max_new_tokens 已降为 {MAX_STEPS}，再多页面就太长了")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from model.config import ModelConfig
 from utils import cli
@@ -17,6 +17,10 @@ from utils.errors import UserError, run_program
 from utils.file_lock import output_lock
 from utils.files import check_output_path, write_atomically
 from utils.weights_file import SAFETENSORS_NAME, check_weights_file
+
+if TYPE_CHECKING:
+    from model.language_model import LanguageModel
+    from utils.text_utils import Tokenizer
 
 Write = Callable[[BinaryIO], object]
 
@@ -32,6 +36,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     model_path = check_weights_file(args.model_path)
+    # 载入模型之前先看写不写得进去；不建立文件夹，导不出的模型不该留下一个空的
+    check_output_path(args.output / SAFETENSORS_NAME if args.output.exists() else args.output, inputs=(model_path,))
     model, tokenizer = load(model_path)
     contents = build_files(model, tokenizer)
     for name in contents:
@@ -45,7 +51,7 @@ def main() -> None:
     print(f'已导出：{args.output}（用 transformers 打开：AutoModelForCausalLM.from_pretrained("{args.output}")）')
 
 
-def load(path: Path):
+def load(path: Path) -> "tuple[LanguageModel, Tokenizer]":
     """-> (模型, 分词器)；不是 GPT-2 的结构就抛出 UserError。"""
     from model.language_model import LanguageModel
     from utils.hugging_face_config import check_exportable
@@ -59,7 +65,7 @@ def load(path: Path):
     return model, tokenizer
 
 
-def build_files(model, tokenizer) -> dict[str, Write]:
+def build_files(model: "LanguageModel", tokenizer: "Tokenizer") -> dict[str, Write]:
     """{文件名: 怎样写}；权重最大，最先写，磁盘不够时别的文件还没有动。"""
     from utils.hugging_face import to_hugging_face, write_safetensors
     from utils.hugging_face_config import CONFIG_NAME, GENERATION_CONFIG_NAME, to_generation_settings, to_settings

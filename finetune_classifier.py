@@ -6,14 +6,20 @@ python finetune_classifier.py --model_path model.pth --data_path data/垃圾短�
 import argparse
 import dataclasses
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from model.config import ModelConfig
 from utils import cli
 from utils.errors import run_program
 from utils.labeled_text import LabeledText, read_labeled_texts
-from utils.settings import TrainingSettings, add_training_arguments
+from utils.settings import ONLY_PRETRAINING, TrainingSettings, add_training_arguments
 from utils.training_output import claim_output
 from utils.weights_file import check_weights_file, fingerprint
+
+if TYPE_CHECKING:
+    from model.classifier import Classifier
+    from utils.text_utils import Tokenizer
 
 DEFAULTS = {
     "epochs": 4,
@@ -34,7 +40,7 @@ def parse_args() -> argparse.Namespace:
     balance = "让各个标签的样本一样多：少的重复取"
     add("--balance", action="store_true", help=f"{balance}（默认不用）")
     add("--drop_rate", type=cli.fraction, default=0.1, help="微调时的 dropout，数据少时要大些（默认 %(default)s）")
-    add_training_arguments(parser, DEFAULTS)
+    add_training_arguments(parser, DEFAULTS, leave_out=ONLY_PRETRAINING)
     return parser.parse_args()
 
 
@@ -49,6 +55,7 @@ def main() -> None:
 
 
 def train(args: argparse.Namespace, settings: TrainingSettings, records: list[LabeledText], started: float) -> None:
+    """微调并写出 --output_path 等文件，最后在测试部分上量一遍。"""
     from model.lora import merge_lora
     from utils import classification, report_classifier
     from utils.fine_tuning import digest_of, fixed_details
@@ -77,7 +84,9 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[La
         report_classifier.print_result(trainer, loaders[2], files, args)
 
 
-def build_classifier(args: argparse.Namespace, seed: int, records: list[LabeledText], place):
+def build_classifier(
+    args: argparse.Namespace, seed: int, records: list[LabeledText], place: Callable
+) -> "tuple[Classifier, Tokenizer]":
     """-> (预训练好的主干加上新的头, 分词器)，由 place 放到设备上，要训练的参数已经选好。"""
     import torch
 

@@ -5,15 +5,22 @@ python finetune_instruction.py --model_path model.pth --data_path data/指令.js
 
 import argparse
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from model.config import ModelConfig
 from utils import cli
 from utils.errors import UserError, run_program
 from utils.instruction_data import Conversation, read_conversations
 from utils.prompt_template import TEMPLATES, choose_template
-from utils.settings import TrainingSettings, add_training_arguments
+from utils.settings import ONLY_PRETRAINING, TrainingSettings, add_training_arguments
 from utils.training_output import claim_output
 from utils.weights_file import check_weights_file, fingerprint
+
+if TYPE_CHECKING:
+    from model.language_model import LanguageModel
+    from utils.instruction_tuning import InstructionDataset
+    from utils.text_utils import Tokenizer
 
 DEFAULTS = {
     "epochs": 24,
@@ -35,7 +42,7 @@ def parse_args() -> argparse.Namespace:
     add(
         "--template", type=cli.one_of(*choices), default="auto", help=f"模板：{' | '.join(choices)}（默认 %(default)s）"
     )
-    add_training_arguments(parser, DEFAULTS)
+    add_training_arguments(parser, DEFAULTS, leave_out=ONLY_PRETRAINING)
     return parser.parse_args()
 
 
@@ -50,6 +57,7 @@ def main() -> None:
 
 
 def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Conversation], started: float) -> None:
+    """微调并写出 --output_path 等文件，前后各看一遍留出的题答对多少。"""
     from model.lora import merge_lora
     from utils import instruction_tuning, report_instruction
     from utils.fine_tuning import digest_of, fixed_details
@@ -74,7 +82,9 @@ def train(args: argparse.Namespace, settings: TrainingSettings, records: list[Co
         report_instruction.print_result(trainer, before, files, args)
 
 
-def build_assistant(args: argparse.Namespace, seed: int, records: list[Conversation], place):
+def build_assistant(
+    args: argparse.Namespace, seed: int, records: list[Conversation], place: Callable
+) -> "tuple[LanguageModel, Tokenizer]":
     """-> (预训练好的模型, 分词器)，由 place 放到设备上，模板和要训练的参数已经选好。"""
     import torch
 
@@ -94,7 +104,9 @@ def build_assistant(args: argparse.Namespace, seed: int, records: list[Conversat
     return model, tokenizer
 
 
-def build_datasets(args: argparse.Namespace, seed: int, records: list[Conversation], model, tokenizer) -> list:
+def build_datasets(
+    args: argparse.Namespace, seed: int, records: list[Conversation], model: "LanguageModel", tokenizer: "Tokenizer"
+) -> "list[InstructionDataset]":
     """-> [训练, 留出]；有一部分一条也用不上就抛出 UserError。"""
     from utils.instruction_data import split_conversations
     from utils.instruction_tuning import InstructionDataset

@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from model.config import ModelConfig
 from utils import cli
@@ -16,6 +17,14 @@ from utils.errors import UserError, run_program
 from utils.text_file import TextFile
 from utils.weights_file import check_weights_file
 
+if TYPE_CHECKING:
+    import torch
+
+    from model.language_model import LanguageModel
+    from utils.copy_check import CopyIndex
+    from utils.generation import Prompt, Sampling
+    from utils.text_utils import Tokenizer
+
 DTYPES = "auto | float32 | float16 | bfloat16"
 WEIGHT_BYTES = {"float16": 2, "bfloat16": 2, "int8": 1}  # 其余是 4；auto 按 4 估计
 
@@ -23,7 +32,7 @@ WEIGHT_BYTES = {"float16": 2, "bfloat16": 2, "int8": 1}  # 其余是 4；auto �
 def parse_args() -> argparse.Namespace:
     parser = cli.ArgumentParser("用训练好的模型续写；不给 --prompt 时进入对话。")
     add = parser.add_argument
-    add("--config", type=cli.file_path, help="模型配置文件（默认读模型文件里的自述）")
+    add("--config", type=cli.file_path, help="模型配置文件（默认用模型文件里记录的配置）")
     add("--model_path", type=cli.file_path, default="model.pth", help="模型文件（默认 %(default)s）")
     add("--max_new_tokens", type=cli.positive_int, default=30, help="最多生成几个 token（默认 %(default)s）")
     add("--temperature", type=cli.non_negative_float, default=0.0, help="0 取最可能的，越大越随机（默认 %(default)s）")
@@ -38,6 +47,7 @@ def parse_args() -> argparse.Namespace:
     add("--quantize", type=cli.one_of("int8"), help="int8：权重存成 8 位整数，只在 CPU 上（默认不用）")
     add("--check_copy", type=cli.file_path, help="语料：标出样文里与它一字不差的片段，算原文照抄率（默认不查）")
     add("--encoding", type=cli.text_encoding, default="utf-8", help="--check_copy 的编码（默认 %(default)s）")
+    parser.only_with("--check_copy", "--encoding")
     return parser.parse_args()
 
 
@@ -69,7 +79,9 @@ def main() -> None:
         talk(answer)
 
 
-def open_model(args: argparse.Namespace, config: ConfigFile | None, checked: Future):
+def open_model(
+    args: argparse.Namespace, config: ConfigFile | None, checked: Future
+) -> "tuple[LanguageModel, Tokenizer]":
     """-> (模型, 分词器)，在要用的设备上；checked 是模型文件的检查。"""
     from model.language_model import LanguageModel
     from utils.device import choose_device
@@ -85,7 +97,7 @@ def open_model(args: argparse.Namespace, config: ConfigFile | None, checked: Fut
     return move_model(model.eval(), device, number_format), tokenizer
 
 
-def choose_sampling(args: argparse.Namespace, vocab_size: int):
+def choose_sampling(args: argparse.Namespace, vocab_size: int) -> "tuple[Sampling, torch.Generator]":
     """-> (怎样抽样, 随机数发生器)；没有给出种子时每次不同。"""
     import torch
 
@@ -100,7 +112,7 @@ def choose_sampling(args: argparse.Namespace, vocab_size: int):
     return Sampling(args.temperature, top_k, args.top_p, args.repetition_penalty), generator
 
 
-def check_quantize(args: argparse.Namespace, device) -> None:
+def check_quantize(args: argparse.Namespace, device: "torch.device") -> None:
     """--quantize 用不上就抛出 UserError。"""
     if args.quantize and args.dtype != "auto":
         raise UserError("--quantize", "不能与 --dtype 同时给出", "去掉其中一个。")
@@ -108,7 +120,7 @@ def check_quantize(args: argparse.Namespace, device) -> None:
         raise UserError("--quantize", f"只用在 CPU 上，这里会用 {device.type.upper()}", "加 --device cpu，或去掉它。")
 
 
-def read_start(model, tokenizer, prompt: str):
+def read_start(model: "LanguageModel", tokenizer: "Tokenizer", prompt: str) -> "Prompt":
     """读一遍开头；太长的先说一声。"""
     from utils.generation import read_text_prompt
 
@@ -128,7 +140,7 @@ def print_sample(pieces: Iterable[str]) -> tuple[str, str]:
     return shown[0], "".join(shown[1:])
 
 
-def print_copies(index, start: str, written: str) -> None:
+def print_copies(index: "CopyIndex", start: str, written: str) -> None:
     """标出照抄的片段，再报出照抄率；开头是用户写的，不算。"""
     copies = index.find_copies(written)
     print(f"标出照抄：{start}{copies.marked()}")

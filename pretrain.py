@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model.config import ModelConfig, count_parameters
 from utils import cli
@@ -18,6 +19,10 @@ from utils.processes import is_launched, on_main
 from utils.settings import TrainingSettings, add_training_arguments
 from utils.training_output import claim_output
 from utils.weights_file import check_weights_file, fingerprint
+
+if TYPE_CHECKING:
+    from model.language_model import LanguageModel
+    from utils.corpus import Corpus
 
 DEFAULT_CONFIG = Path("configs/gpt2_config_124M.json")
 DEFAULT_DATA = Path("data/西游记.txt")
@@ -58,6 +63,7 @@ def main() -> None:
 def train(
     args: argparse.Namespace, config: ConfigFile, settings: TrainingSettings, source: Source | None, started: float
 ) -> None:
+    """训练并写出 --model_path 等文件；source 是 None 就在几个进程连成一组之后才读语料。"""
     import torch
 
     from model.language_model import LanguageModel
@@ -98,7 +104,7 @@ def choose_tokenizer(args: argparse.Namespace, config: ConfigFile) -> dict:
     return recorded_tokenizer(checkpoint_folder(args.model_path)) if keeps_tokenizer else config.tokenizer
 
 
-def read_corpus(config: ConfigFile, source: Source, tokenizer: dict):
+def read_corpus(config: ConfigFile, source: Source, tokenizer: dict) -> "Corpus":
     """分好词的语料；词表大过 vocab_size 就抛出 UserError。"""
     from utils.corpus import Corpus
 
@@ -107,7 +113,7 @@ def read_corpus(config: ConfigFile, source: Source, tokenizer: dict):
     return corpus
 
 
-def load_start(args: argparse.Namespace, config: ConfigFile):
+def load_start(args: argparse.Namespace, config: ConfigFile) -> "tuple[LanguageModel | None, ConfigFile]":
     """-> (--init_from 的模型, 换成它的结构和词表的配置)，没有就是 (None, config)；明确给出的 --config 要与它一致。"""
     if not args.init_from:
         return None, config

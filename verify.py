@@ -7,10 +7,14 @@ python verify.py attention layer_norm
 import argparse
 import importlib.util
 import time
-import unicodedata
+from typing import TYPE_CHECKING
 
 from utils import cli
+from utils.console import display_width, pad, wrap
 from utils.errors import RunError, run_program
+
+if TYPE_CHECKING:
+    from checks.comparison import Result
 
 WIDTH = 80
 COLUMNS = (16, 32, 11, 11)  # 模块、检查、两个差；最后一列是结果，不用补齐
@@ -45,7 +49,7 @@ def main() -> None:
         raise RunError("model/", f"有 {failed} 项与参照不同", "先改最上面的一处，再运行一遍。")
 
 
-def show(name: str, result) -> None:
+def show(name: str, result: "Result") -> None:
     """一项检查占一行；不同时下面再写原因和猜测。"""
     differences = [as_text(value) for value in (result.output_difference, result.gradient_difference)]
     print(row(name, result.name, *differences, "相同" if result.passed else "不同"), flush=True)
@@ -62,24 +66,9 @@ def as_text(difference: float | None) -> str:
 
 def row(*cells: str) -> str:
     """前几格补空格对齐，差靠右；汉字占两格。"""
-    padded = [cell + " " * (size - width(cell)) for cell, size in zip(cells[:2], COLUMNS, strict=False)]
-    numbers = [" " * (size - width(cell)) + cell for cell, size in zip(cells[2:4], COLUMNS[2:], strict=True)]
+    padded = [pad(cell, size) for cell, size in zip(cells[:2], COLUMNS, strict=False)]
+    numbers = [" " * (size - display_width(cell)) + cell for cell, size in zip(cells[2:4], COLUMNS[2:], strict=True)]
     return "".join(padded + numbers) + "  " + cells[4]
-
-
-def width(text: str) -> int:
-    """终端里占几格。"""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
-
-
-def wrap(text: str, limit: int) -> list[str]:
-    """折成每行不超过 limit 格。"""
-    lines = [""]
-    for character in text:
-        if width(lines[-1] + character) > limit:
-            lines.append("")
-        lines[-1] += character
-    return lines
 
 
 if __name__ == "__main__":

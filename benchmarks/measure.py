@@ -31,7 +31,8 @@ def in_new_process(function: Callable[..., dict], **options: Any) -> dict:
     done = subprocess.run(command, cwd=ROOT, input=json.dumps(options), capture_output=True, encoding="utf-8")
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["没有说明原因，多半是内存不够"])[-1]
-        raise RunError(f"{function.__module__} {options}", f"以退出码 {done.returncode} 结束（{reason}）")
+        subject, reason = f"{function.__module__} {options}", f"以退出码 {done.returncode} 结束（{reason}）"
+        raise RunError(subject, reason, "原因在它自己的输出里，改好再量一遍。")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -59,4 +59,5 @@ def seconds_to_output(command: list[object], after: bytes = b"") -> float:
 
 def check(command: list[object], failed: int, output: str) -> None:
     if failed:
-        raise RunError(" ".join(map(str, command[1:])), f"没有成功（{(output.strip().splitlines() or [''])[-1]}）")
+        reason = f"没有成功（{(output.strip().splitlines() or [''])[-1]}）"
+        raise RunError(" ".join(map(str, command[1:])), reason, "单独运行这条命令，看全部输出。")

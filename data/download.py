@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from model.config import ModelConfig
 from utils.cli import ArgumentParser, file_path, one_of, positive_float
 from utils.config_file import CONFIGS_DIR, read_config
-from utils.errors import RunError, Terminated, UserError, run_program
+from utils.errors import RunError, Terminated, UserError, describe_os_error, run_program
 from utils.files import check_free_space, check_input_file, check_output_path, keep_backup
 from utils.hugging_face_config import recognize_config, with_plain_names
 from utils.weights_file import SAFETENSORS_NAME, read_shapes
@@ -223,7 +223,7 @@ def _explain(error: Exception, timeout: float) -> str:
     for kind, reason in known.items():
         if isinstance(cause, kind):
             return reason
-    return f"网络出错（{cause or type(cause).__name__}）"
+    return f"网络出错（{describe_os_error(cause) or type(cause).__name__}）"
 
 
 def _advice(dataset: Downloadable) -> str:
@@ -239,7 +239,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = f"读写失败（{error.strerror or error}）"
+        reason = f"读写失败（{describe_os_error(error)}）"
         raise RunError(error.filename or path, reason, "检查磁盘空间和权限后再运行一次。") from None
 
 

@@ -42,6 +42,23 @@ class Result:
     stderr: str
 
 
+def last_of_each(*words: object) -> list:
+    """命令行的各个词；同一个参数写了几次的，只留最后一次：测试在共用的参数后面接上自己的，程序却不许给两次。"""
+    groups = [[]]
+    for word in words:
+        is_flag = str(word).startswith("--")
+        groups += [[word]] if is_flag else []
+        groups[-1] += [] if is_flag else [word]
+    last = {str(group[0]).split("=")[0]: index for index, group in enumerate(groups) if group}
+    repeatable = ("--vary", "--set")
+    kept = [
+        group
+        for index, group in enumerate(groups)
+        if group and (group[0] in repeatable or last[str(group[0]).split("=")[0]] == index)
+    ]
+    return [word for group in kept for word in group]
+
+
 def run(program: str, *args: object, cwd: Path, stdin: str | bytes = "", env: dict | None = None) -> Result:
     """在 cwd 里运行项目的程序，像用户那样只看退出码和两路输出。"""
     done = subprocess.run(

@@ -112,8 +112,8 @@ def train(job: dict) -> dict:
     recorder = Recorder(job)
     recorder.install()
     muon.orthogonalize = orthogonalize_in_float32 if job.get("float32_muon") else ORTHOGONALIZE
-    own = job.get("own", {}).get(str(processes.rank()), [])
-    sys.argv = [f"{job['program']}.py", *job["arguments"], *own]
+    arguments = job["own"].get(str(processes.rank()), job["arguments"])
+    sys.argv = [f"{job['program']}.py", *arguments]
     main, end = importlib.import_module(job["program"]).main, "done"
     if job.get("as_program"):
         run_program(main)

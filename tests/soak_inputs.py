@@ -20,7 +20,7 @@ from soak_process import SoakResult, run_forked
 from torch import nn
 
 from benchmarks.weights import load
-from conftest import ROOT, TINY_FILE
+from conftest import ROOT, TINY_FILE, last_of_each
 from utils.generation import Sampling, generate_tokens, read_text_prompt, stream_text
 from utils.text_utils import END_OF_TEXT, Tokenizer, load_gpt2_tokenizer
 
@@ -326,6 +326,7 @@ def fuzz_command_lines(count: int, seed: int, folder: Path) -> str:
         chosen = [extra for extra in extras[program] if rng.random() < 0.4]
         chosen += [random_flag(rng, flags[program]) for _ in range(rng.choice((0, 1, 1, 2, 3)))]
         args = [*openings[program], *(item for items in chosen for item in items), *endings[program]]
+        args = args if rng.random() < 0.1 else last_of_each(*args)
         soak.run(files, program, *args, stdin=rng.randbytes(rng.choice((0, 100))))
     return soak.summary()
 

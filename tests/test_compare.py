@@ -15,14 +15,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import compare
-from conftest import ROOT, TINY_FILE, run, tiny_config, write_config
+from conftest import ROOT, TINY_FILE, last_of_each, run, tiny_config, write_config
 from model.config import ModelConfig, count_training_flops
 from model.kv_cache import KVCache
 from model.language_model import LanguageModel
 from utils.comparison import EqualBudget, Plan, count_steps, explain, read_result
+from utils.console import display_width
 from utils.errors import UserError
 from utils.memory import cache_bytes_per_token, peak_bytes
-from utils.report_comparison import Report, Row, align, display_width
+from utils.report_comparison import Report, Row, align
 from utils.train_utils import calc_loss_batch
 from utils.variations import expand, parse_choice
 
@@ -149,17 +150,17 @@ def test_minutes_is_the_length_of_each_command(tmp_path, corpus_text):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--vary", "learning_rat=1"], "错误：learning_rat：没有这个字段。是否想写 learning_rate？"),
+        (["--vary", "learning_rat=1"], "错误：--vary：没有字段 learning_rat。是否想写 learning_rate？"),
         (["--vary", "learning_rate"], "错误：--vary：应写成 字段=值1,值2,…"),
         (["--vary", "learning_rate=1,,2"], "错误：--vary：应写成"),
         (["--vary", "emb_dim:num_heads=16"], "错误：--vary：emb_dim:num_heads 是 2 个字段，16 是 1 个值"),
         (["--set", "drop_rate=0,0.1"], "错误：--set：只能有一个值"),
-        (["--vary", "drop_rate=0,2"], "错误：tiny.json（drop_rate=2）：drop_rate 应在 [0, 1) 内"),
-        (["--vary", "optimizer=sgd"], '错误：tiny.json（optimizer=sgd）："training" 的 optimizer 应为'),
-        (["--vary", "vocab_size=100"], '错误：tiny.json（vocab_size=100）："tokenizer" 的 vocab_size 应为'),
-        (["--vary", "max_steps=3"], "错误：max_steps：不能比较"),
-        (["--vary", "learning_rate=1,1"], "错误：要比较的配置：1 给了不止一次"),
-        (["--vary", "seed=1", "--set", "seed=2"], "错误：seed：给了不止一次"),
+        (["--vary", "drop_rate=0,2"], "错误：--vary drop_rate=2（tiny.json）：drop_rate 应在 [0, 1) 内"),
+        (["--vary", "optimizer=sgd"], '错误：--vary optimizer=sgd（tiny.json）："training" 的 optimizer 应为'),
+        (["--vary", "vocab_size=100"], '错误：--vary vocab_size=100（tiny.json）："tokenizer" 的 vocab_size 应为'),
+        (["--vary", "max_steps=3"], "错误：--vary：不能改 max_steps。训练多久由"),
+        (["--vary", "learning_rate=1,1"], "错误：--vary：1 给了不止一次"),
+        (["--vary", "seed=1", "--set", "seed=2"], "错误：--set：seed 给了不止一次"),
         (["--configs", "tiny.json", "none.json"], "错误：none.json：找不到配置文件"),
         (["--flops", 100], "错误：--flops：100 不够走一步（tiny.json）"),
         (["--flops", 1e9, "--minutes", 1], "错误：--minutes：不能与 --flops 同时使用"),
@@ -174,7 +175,7 @@ def test_bad_input_is_one_line_before_any_training(tmp_path, corpus_text, flags,
     if "device=cuda" in flags and torch.cuda.is_available():
         pytest.skip("这台机器有 CUDA")
     prepare(tmp_path, corpus_text)
-    result = run("compare.py", *FLAGS, *flags, cwd=tmp_path)
+    result = run("compare.py", *last_of_each(*FLAGS, *flags), cwd=tmp_path)
     assert result.code == 2 and result.stdout == ""
     assert result.stderr.startswith(message) and result.stderr.count("\n") == 1
     assert not list(tmp_path.glob("compare/*"))

@@ -7,7 +7,7 @@ import pytest
 
 from conftest import TINY_FILE, TINY_MODEL, tiny_config, write_config
 from model.config import ModelConfig
-from utils.config_file import CONFIGS_DIR, MAX_BPE_VOCAB_SIZE, MIN_BPE_VOCAB_SIZE, ConfigFile, read_config
+from utils.config_file import CONFIGS_DIR, EXAMPLE, MAX_BPE_VOCAB_SIZE, MIN_BPE_VOCAB_SIZE, ConfigFile, read_config
 from utils.errors import UserError
 from utils.settings import TrainingSettings
 
@@ -51,13 +51,13 @@ def test_byte_order_mark_and_windows_line_ends_are_harmless(tmp_path):
 
 
 def test_repeated_field_is_named_at_every_depth(tmp_path):
-    assert refuse(changed().replace("{", '{"emb_dim": 32, ', 1), tmp_path) == "字段 emb_dim 重复。"
-    assert refuse(changed().replace('"epochs"', '"epochs": 2, "epochs"'), tmp_path) == "字段 epochs 重复。"
+    assert refuse(changed().replace("{", '{"emb_dim": 32, ', 1), tmp_path) == "字段 emb_dim 重复。只留一个。"
+    assert refuse(changed().replace('"epochs"', '"epochs": 2, "epochs"'), tmp_path) == "字段 epochs 重复。只留一个。"
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
 def test_numbers_that_json_does_not_know_are_refused(tmp_path, number):
-    assert refuse(changed().replace("0.003", number), tmp_path) == f"{number} 不是合法的数值。"
+    assert refuse(changed().replace("0.003", number), tmp_path) == f"{number} 不是合法的数值。改成普通的数。"
 
 
 def test_number_of_thousands_of_digits_is_refused(tmp_path):
@@ -67,11 +67,11 @@ def test_number_of_thousands_of_digits_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{\n "a": 1,,\n}', "第 2 行第 9 列不是合法 JSON"),
+        ('{\n "a": 1,,\n}', "第 2 行第 9 列不是合法 JSON：这里应是双引号括起的字段名。改好这一处。写法见 configs/"),
         ("", "第 1 行第 1 列不是合法 JSON"),
         ('{"a": 1', "不是合法 JSON"),
         (b'{"a": "\xff"}', "第 8 字节不是 UTF-8。请另存为 UTF-8。"),
-        ("[" * 100_000, "嵌套太深，不是配置文件。"),
+        ("[" * 100_000, "不是合法 JSON：嵌套太深。"),
         ("[1, 2]", "最外层应为一个对象 {…}。"),
         ("null", "最外层应为一个对象 {…}。"),
     ],
@@ -83,14 +83,14 @@ def test_file_that_is_not_a_json_object_is_located(tmp_path, content, message):
 
 def test_unknown_and_missing_fields_are_named(tmp_path):
     assert refuse(changed(num_head=4), tmp_path) == "未知字段 num_head，是否想写 num_heads？"
-    assert refuse(changed(colour="红"), tmp_path) == "未知字段 colour。"
+    assert refuse(changed(colour="红"), tmp_path) == f"未知字段 colour。{EXAMPLE}"
     values = {name: value for name, value in TINY_FILE.items() if name not in ("emb_dim", "drop_rate")}
-    assert refuse(json.dumps(values), tmp_path) == "缺少字段 emb_dim、drop_rate。"
+    assert refuse(json.dumps(values), tmp_path) == f"缺少字段 emb_dim、drop_rate。{EXAMPLE}"
 
 
 def test_wrong_model_value_is_shown(tmp_path):
-    assert refuse(changed(emb_dim="32"), tmp_path) == 'emb_dim 应为正整数，收到 "32"。'
-    assert refuse(changed(num_heads=5), tmp_path) == "emb_dim=32 不能被 num_heads=5 整除。"
+    assert refuse(changed(emb_dim="32"), tmp_path) == f'emb_dim 应为正整数，收到 "32"。{EXAMPLE}'
+    assert refuse(changed(num_heads=5), tmp_path) == f"emb_dim=32 不能被 num_heads=5 整除。{EXAMPLE}"
 
 
 def test_missing_file_lists_the_shipped_configurations(tmp_path):
@@ -141,19 +141,19 @@ def test_bad_tokenizer_section_is_explained(tmp_path, tokenizer, message):
 
 @pytest.mark.parametrize("training", [[], 3, None, "x"])
 def test_training_section_must_be_an_object(tmp_path, training):
-    assert refuse(changed(training=training), tmp_path) == '"training" 应为一个对象 {…}。'
+    assert refuse(changed(training=training), tmp_path) == f'"training" 应为一个对象 {{…}}。{EXAMPLE}'
 
 
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"epochs": "3"}, '"training" 的 epochs 类型不对，应写成数字，收到 "3"'),
-        ({"epochs": True}, "应写成数字，收到 true"),
+        ({"epochs": "3"}, '"training" 的 epochs 类型不对，应写成数字，收到 "3"。去掉引号。'),
+        ({"epochs": True}, "应写成数字，收到 true。改成数字。"),
         ({"epochs": None}, '"training" 的 epochs 必须是 ≥1 的整数'),
-        ({"epochs": 1.5}, '"training" 的 epochs 必须是 ≥1 的整数，收到 1.5'),
+        ({"epochs": 1.5}, '"training" 的 epochs 必须是 ≥1 的整数，收到 1.5。改掉它，或删去这一项用默认值 10。'),
         ({"epochs": [3]}, '"training" 的 epochs'),
         ({"learning_rate": 0}, '"training" 的 learning_rate 必须是 >0 的有限数，收到 0'),
-        ({"optimizer": 3}, '"training" 的 optimizer 类型不对，应写成文字，收到 3'),
+        ({"optimizer": 3}, '"training" 的 optimizer 类型不对，应写成文字，收到 3。加上引号。'),
         ({"optimizer": "sgd"}, "应为 adamw | muon 之一，收到 sgd"),
         ({"sample_prompt": 3}, '"training" 的 sample_prompt 类型不对，应写成文字，收到 3'),
         ({"sample_prompt": ""}, '"training" 的 sample_prompt 不能为空'),

@@ -1,4 +1,4 @@
-"""utils/console.py：没有人听的时候不说话，也不停下。"""
+"""utils/console.py：没有人听的时候不说话，也不停下；折行不拆开词，汉字占两格。"""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from conftest import ROOT
-from utils.console import hint, say
+from utils.console import display_width, hint, pad, say, wrap, wrap_pieces
 
 
 def start(body: str, stdout: int) -> subprocess.Popen:
@@ -63,3 +63,30 @@ def test_program_started_without_stdout_runs_to_the_end():
     command = ["sh", "-c", '"$0" -c "$1" >&-', sys.executable, body]
     done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, b"2\n")
+
+
+def test_full_width_character_takes_two_cells():
+    assert [display_width(text) for text in ("", "ab", "注意a", "，（）", "café", "１２")] == [0, 2, 5, 6, 4, 4]
+    assert pad("注意", 6) == "注意  " and pad("注意力", 4) == "注意力"
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "lines"),
+    [
+        ("注意力ab", 4, ["注意", "力ab"]),
+        ("", 4, [""]),
+        ("用冒号：num_layers:emb_dim=2", 22, ["用冒号：", "num_layers:emb_dim=2"]),
+        ("model_path 是 train", 10, ["model_path", "是 train"]),
+        ("一二三，四", 6, ["一二", "三，四"]),  # 标点不到行首
+        ("一二（三）", 6, ["一二", "（三）"]),  # 开括号不在行末
+        ("默认 西游记.txt", 11, ["默认 西游", "记.txt"]),
+        ("learning_rate", 5, ["learn", "ing_r", "ate"]),  # 一个词比一行还长，只好拆开
+        ("a  b", 1, ["a", "b"]),
+    ],
+)
+def test_text_is_folded_between_words(text, width, lines):
+    assert wrap(text, width) == lines
+
+
+def test_given_pieces_stay_whole():
+    assert wrap_pieces(["[-a 值]", " ", "[-b 值]"], 8) == ["[-a 值]", "[-b 值]"]

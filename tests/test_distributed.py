@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import ROOT, free_port, rank_environment, write_config
+from conftest import ROOT, free_port, last_of_each, rank_environment, write_config
 from utils.checkpoint import read_model_file
 from utils.checkpoint_files import checkpoint_folder, list_checkpoints
 
@@ -72,13 +72,17 @@ class Jobs:
         return [json.loads(line) for line in lines]
 
 
-def job(name: str, *arguments: str, program: str = "pretrain", model: str = "", **options) -> dict:
+def job(
+    name: str, *arguments: str, program: str = "pretrain", model: str = "", own: dict | None = None, **options
+) -> dict:
     """训练到 <model 或 name>.pth 的一个任务。"""
     output = "--model_path" if program == "pretrain" else "--output_path"
     shared = [output, f"{model or name}.pth", "--dtype", "float32", "--device", "cpu"]
     if program == "pretrain":
         shared += ["--config", "tiny.json", "--data_path", "corpus.txt"]
-    return {"program": program, "name": name, "arguments": [*shared, *arguments], **options}
+    arguments = last_of_each(*shared, *arguments)
+    own = {rank: last_of_each(*arguments, *words) for rank, words in (own or {}).items()}
+    return {"program": program, "name": name, "arguments": arguments, "own": own, **options}
 
 
 def with_dropout(*arguments: str) -> tuple[str, ...]:

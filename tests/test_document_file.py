@@ -83,8 +83,8 @@ def test_text_without_a_place_to_cut_is_one_stretch(tmp_path):
 
 
 BAD = [
-    (b'{"text": "a"}\n\n{"text": "b"\n', "第 3 行不是合法 JSON"),
-    (b"[" * 100_000, "第 1 行不是合法 JSON"),
+    (b'{"text": "a"}\n\n{"text": "b"\n', "第 3 行第 1"),
+    (b"[" * 100_000, "从第 1 行起不是合法 JSON：嵌套太深"),
     (b'{"text": "a"}\n{"body": "b"}\n', '第 2 行缺少 "text"'),
     (b'{"text": "a"}\n["text"]\n', '第 2 行缺少 "text"'),
     (b'{"text": "a"}\n{"text": 3}\n', '第 2 行的 "text" 不是文字'),

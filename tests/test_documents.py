@@ -139,9 +139,9 @@ def test_memory_that_is_damaged_or_from_other_code_is_not_used(folder, cache_dir
 
 def test_files_scanned_before_an_error_are_remembered(folder, monkeypatch):
     (folder / "c.jsonl").write_bytes(b"{")
-    refuse("c.jsonl：第 1 行不是合法 JSON", folder)
+    refuse("c.jsonl：第 1 行第 2 列不是合法 JSON", folder)
     scanned = count_scans(monkeypatch)
-    refuse("c.jsonl：第 1 行不是合法 JSON", folder)
+    refuse("c.jsonl：第 1 行第 2 列不是合法 JSON", folder)
     assert scanned == ["c.jsonl"]
 
 

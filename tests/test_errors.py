@@ -1,5 +1,7 @@
 """utils/errors.py：用户看到的总是一行话和约定的退出码；程序自己的错误仍有完整的 traceback。"""
 
+import ast
+import errno
 import os
 import signal
 import subprocess
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from conftest import ROOT, Result
-from utils.errors import RunError, UserError, is_out_of_memory
+from utils.errors import RunError, UserError, describe_os_error, is_out_of_memory
 
 POSIX_ONLY = pytest.mark.skipif(os.name == "nt", reason="Windows 没有 POSIX 信号和 /dev/full")
 PROGRAM = """
@@ -39,13 +41,13 @@ def run_main(body: str, encoding: str = "utf-8", **options) -> Result:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("--top_k", "必须是整数"), "错误：--top_k：必须是整数。"),
+        (("--top_k", "必须是整数", ""), "错误：--top_k：必须是整数。"),
         (("a.json", "坏了", "换一个。"), "错误：a.json：坏了。换一个。"),
-        (("a", "是否想写 b？"), "错误：a：是否想写 b？"),  # 问号后面不再加句号
-        (("a", "已有句号。"), "错误：a：已有句号。"),
-        (("a\nb\r\n", "有\t制表符"), r"错误：a\nb\r\n：有\t制表符。"),
-        (("\x1b[31m红\x1b[0m", "\x00\x7f\x9b"), r"错误：\x1b[31m红\x1b[0m：\x00\x7f\x9b。"),
-        (("\udcff.txt", "\u2028\u202e"), r"错误：\udcff.txt：\u2028\u202e。"),  # 换行和颠倒文字方向的字符
+        (("a", "是否想写 b？", ""), "错误：a：是否想写 b？"),  # 问号后面不再加句号
+        (("a", "已有句号。", ""), "错误：a：已有句号。"),
+        (("a\nb\r\n", "有\t制表符", ""), r"错误：a\nb\r\n：有\t制表符。"),
+        (("\x1b[31m红\x1b[0m", "\x00\x7f\x9b", ""), r"错误：\x1b[31m红\x1b[0m：\x00\x7f\x9b。"),
+        (("\udcff.txt", "\u2028\u202e", ""), r"错误：\udcff.txt：\u2028\u202e。"),  # 换行和颠倒文字方向的字符
     ],
 )
 def test_message_is_one_visible_line(arguments, text):
@@ -54,8 +56,35 @@ def test_message_is_one_visible_line(arguments, text):
 
 
 def test_exit_code_tells_bad_input_from_failure():
-    assert UserError("a", "b").exit_code == 2 and RunError("a", "b").exit_code == 1
-    assert isinstance(RunError("a", "b"), UserError)
+    assert UserError("a", "b", "c").exit_code == 2 and RunError("a", "b", "c").exit_code == 1
+    assert isinstance(RunError("a", "b", "c"), UserError)
+
+
+def has_advice(call: ast.Call) -> bool:
+    """第三个参数是怎么办：不能没有，也不能是空的。*error.args 照抄别处的，不算。"""
+    last = call.args[-1]
+    is_blank = isinstance(last, ast.Constant) and not last.value
+    return isinstance(last, ast.Starred) or len(call.args) == 3 and not is_blank
+
+
+def test_every_error_says_what_to_do():
+    calls = [
+        (path.name, call)
+        for path in (*ROOT.glob("*.py"), *ROOT.glob("[!t]*/*.py"))
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") in ("UserError", "RunError", "DamagedError")
+    ]
+    assert len(calls) > 100
+    assert [(name, call.lineno) for name, call in calls if not has_advice(call)] == []
+
+
+def test_system_errors_are_told_in_chinese(tmp_path):
+    assert describe_os_error(OSError(errno.EACCES, "Permission denied")) == "没有权限"
+    assert describe_os_error(OSError(errno.ENOTTY, "Not a typewriter")) == "Not a typewriter"
+    assert describe_os_error(OSError("怪事")) == describe_os_error(ValueError("怪事")) == "怪事"
+    with pytest.raises(OSError) as error:
+        (tmp_path / "没有").read_bytes()
+    assert describe_os_error(error.value) == "不存在"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +92,7 @@ def test_exit_code_tells_bad_input_from_failure():
     [
         ("print('好')", 0, "好\n", ""),
         ("raise UserError('--a', '不对', '换一个。')", 2, "", "错误：--a：不对。换一个。\n"),
-        ("raise RunError('磁盘', '满了')", 1, "", "错误：磁盘：满了。\n"),
+        ("raise RunError('磁盘', '满了', '腾出空间。')", 1, "", "错误：磁盘：满了。腾出空间。\n"),
         ("raise KeyboardInterrupt", 130, "", ""),
         ("raise Terminated", 143, "", ""),
         ("raise BrokenPipeError", 0, "", ""),
@@ -72,10 +101,15 @@ def test_exit_code_tells_bad_input_from_failure():
             "open('/没有/这个')",
             1,
             "",
-            "错误：/没有/这个：No such file or directory。已有的文件没有改动。\n",
+            "错误：/没有/这个：不存在。已有的文件没有改动；检查路径、磁盘和权限。\n",
         ),
-        ("raise OSError(28, 'No space left')", 1, "", "错误：磁盘：No space left。已有的文件没有改动。\n"),
-        ("raise OSError('怪事')", 1, "", "错误：磁盘：怪事。已有的文件没有改动。\n"),
+        (
+            "raise OSError(28, 'No space left')",
+            1,
+            "",
+            "错误：磁盘：磁盘满了。已有的文件没有改动；检查路径、磁盘和权限。\n",
+        ),
+        ("raise OSError('怪事')", 1, "", "错误：磁盘：怪事。已有的文件没有改动；检查路径、磁盘和权限。\n"),
     ],
     ids=lambda value: value if isinstance(value, str) and "(" in value else "",
 )
@@ -134,9 +168,9 @@ def test_output_that_cannot_be_written_is_a_failure():
     with open("/dev/full", "wb") as full:
         result = run_main("print('写不下')", stdout=full)
     assert result.code == 1
-    assert result.stderr == "错误：磁盘：No space left on device。已有的文件没有改动。\n"
+    assert result.stderr == "错误：磁盘：磁盘满了。已有的文件没有改动；检查路径、磁盘和权限。\n"
 
 
 def test_terminal_without_chinese_gets_question_marks_not_a_crash():
     assert run_main("print('悟空 ok')", encoding="ascii") == Result(0, "?? ok\n", "")
-    assert run_main("raise UserError('a', '坏了')", encoding="ascii") == Result(2, "", "???a????\n")
+    assert run_main("raise UserError('a', '坏了', '')", encoding="ascii") == Result(2, "", "???a????\n")

@@ -234,6 +234,11 @@ def test_command_on_the_page_survives_the_shell():
     assert shlex.split(same_generation(args)) == ["python", "generate.py", *expected, "--seed", "1"]
 
 
+def test_top_k_over_the_vocabulary_is_said(trained, tmp_path):
+    result = explain(trained, "--prompt", "悟空", "--output", tmp_path / "k.html", "--top_k", 99_999)
+    assert result.stderr == "提示：--top_k 已降为词表大小 300\n"
+
+
 def test_long_and_strange_inputs_are_shortened_and_said_so(trained, tmp_path):
     text = NASTY * 200
     flags = [f"--prompt={text}", f"--continuation={text}", "--max_new_tokens", 1000, "--output", tmp_path / "a.html"]
@@ -308,6 +313,8 @@ def test_plain_weights_need_a_config(trained, tmp_path):
     torch.save({**state, **tables}, tmp_path / "plain.pth")
     refused = run("explain.py", "--model_path", "plain.pth", "--prompt", "悟空", cwd=tmp_path)
     assert refused.code == 2 and "--config" in refused.stderr
+    flags = ("--model_path", "plain.pth", "--prompt", "悟空", "--output", "plain.pth/a.html")
+    assert "无法写入文件夹" in run("explain.py", *flags, cwd=tmp_path).stderr  # 载入模型之前就说
     config = write_config(tmp_path, vocab_size=50257, tokenizer=...)
     explain(tmp_path, "--config", config, "--prompt", "悟空", "--temperature", 0, model="plain.pth")
     steps = read_data(tmp_path / "explain.html")["generation"]["steps"]

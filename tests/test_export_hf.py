@@ -135,6 +135,8 @@ def test_other_structures_are_refused_before_anything_is_written(tmp_path, token
     save_model(tmp_path / "model.pth", build(tokenizer, position="rope", norm="rms_norm", num_kv_heads=2))
     words = ['position="rope"', "norm=", "num_kv_heads=2", "GPT-2 只有 4"]
     assert_refused(tmp_path, "--model_path", "model.pth", "--output", "out", words=words)
+    (tmp_path / "file").write_text("", encoding="utf-8")  # 写不进去的，载入模型之前就说
+    assert_refused(tmp_path, "--model_path", "model.pth", "--output", "file", words=["无法写入文件夹"])
 
 
 def test_bad_arguments_are_one_line(tmp_path, tokenizer):

@@ -18,7 +18,7 @@ import torch
 from soak_kills import SETTINGS
 from soak_process import SoakResult, run_forked
 
-from conftest import write_config
+from conftest import last_of_each, write_config
 from utils.checkpoint import read_model_file, save_state
 from utils.checkpoint_files import list_checkpoints, step_of
 from utils.file_lock import output_lock
@@ -59,7 +59,7 @@ def fresh(tmp_path, corpus_text) -> Path:
 
 
 def pretrain(folder: Path, *args: object, **options) -> SoakResult:
-    return run_forked("pretrain.py", *FLAGS, *args, cwd=folder, **options)
+    return run_forked("pretrain.py", *last_of_each(*FLAGS, *args), cwd=folder, **options)
 
 
 def at_step(number: int, act: Callable[[], object]) -> Callable[[], None]:
@@ -126,9 +126,9 @@ FULL = OSError(28, "No space left on device")
 BROKEN = OSError(5, "Input/output error")
 READ_ONLY = OSError(30, "Read-only file system")
 DISK_FAULTS = {
-    "full": (limit_file_size, "File too large"),
-    "read-only": (fail_on(tempfile, "NamedTemporaryFile", READ_ONLY, "step-"), "Read-only file system"),
-    "rename": (fail_on(os, "replace", BROKEN, "step-"), "Input/output error"),
+    "full": (limit_file_size, "超出了文件大小的限制"),
+    "read-only": (fail_on(tempfile, "NamedTemporaryFile", READ_ONLY, "step-"), "磁盘是只读的"),
+    "rename": (fail_on(os, "replace", BROKEN, "step-"), "磁盘读写出错"),
 }
 
 
@@ -283,10 +283,10 @@ def test_loss_that_is_not_finite_names_the_checkpoint_to_continue_from(fresh):
         "损失为 nan",
         "梯度范数为",
         "学习率",
-        "个 token 起",
+        "个 token 等 4 处取样",
         "这一步没有保存",
         "步的检查点继续",
-        "--resume --learning_rate 3.3e+17",
+        "--resume --learning_rate 0.0004。",
     )
     assert_error(result, *parts, code=1)
     step = step_of(checkpoints(fresh)[-1])

@@ -43,7 +43,7 @@ def test_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(RunError, match="a.bin：写不进去.*No space left.*MB.*原有的文件没有改动"):
+    with pytest.raises(RunError, match="a.bin：写不进去（磁盘满了），需要.*MB.*原有的文件没有改动"):
         write_atomically(path, fail, keep_old=True)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
@@ -69,7 +69,7 @@ def test_disk_error_hidden_in_a_runtime_error_is_recognised(tmp_path):
         def write(self, data):
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(RunError, match="No space left"):
+    with pytest.raises(RunError, match="磁盘满了"):
         write_atomically(tmp_path / "a.pth", lambda file: torch.save(state, Unwritable()))
     assert list(tmp_path.iterdir()) == []
 

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from conftest import report_data, run
+from conftest import last_of_each, report_data, run
 from utils.checkpoint import read_model_file
 from utils.labeled_text import read_labeled_texts, split_records
 
@@ -35,7 +35,7 @@ def folder(trained, tmp_path_factory):
 
 def finetune(folder, *args, **options):
     flags = ("--data_path", "spam.csv", "--epochs", 4, "--learning_rate", 0.005, "--eval_freq", 10)
-    return run("finetune_classifier.py", *flags, *args, cwd=folder, **options)
+    return run("finetune_classifier.py", *last_of_each(*flags, *args), cwd=folder, **options)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_bad_input_is_one_line(folder, tuned):
     refuse(folder, "finetune_classifier.py", ["--trainable", "some"], "--trainable", "head | last_block | all | lora")
     refuse(folder, "classify.py", ["--model_path", "model.pth"], "model.pth：不是分类模型")
     refuse(folder, "classify.py", ["--model_path", "no.pth"], "请先运行 finetune_classifier.py")
-    refuse(folder, "generate.py", ["--model_path", "classifier.pth"], "classifier.pth：是分类模型，不会写字")
+    refuse(folder, "generate.py", ["--model_path", "classifier.pth"], "classifier.pth：是分类模型，不能续写")
 
 
 def test_dry_run_tells_memory_and_time_and_writes_nothing(folder):

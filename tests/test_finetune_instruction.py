@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from conftest import run, write_config
+from conftest import last_of_each, run, write_config
 from utils.checkpoint import read_model_file
 
 WORDS = ("悟空", "八戒", "沙僧", "唐僧", "白马", "龙王", "妖怪", "菩萨", "猴王", "大圣")
@@ -34,7 +34,7 @@ def folder(tmp_path_factory, corpus_text):
 
 def finetune(folder, *args):
     flags = ("--data_path", "data.json", "--epochs", 30, "--eval_freq", 50, "--batch_size", 16)
-    return run("finetune_instruction.py", *flags, *args, cwd=folder)
+    return run("finetune_instruction.py", *last_of_each(*flags, *args), cwd=folder)
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +131,14 @@ def test_bad_input_is_one_line(folder, tuned):
     )
     result = run("finetune_instruction.py", "--data_path", "long.json", cwd=folder)
     assert result.code == 2 and "训练部分没有一条的回答放得进 64 个 token 的上下文" in result.stderr
-    refuse(folder, "chat.py", ["--model_path", "model.pth"], "model.pth：没有学过答话", "finetune_instruction.py")
-    refuse(folder, "chat.py", ["--input", "悟空"], "--input：要与 --instruction 同用")
+    refuse(
+        folder,
+        "chat.py",
+        ["--model_path", "model.pth"],
+        "model.pth：没有做过指令微调，不会回答",
+        "finetune_instruction.py",
+    )
+    refuse(folder, "chat.py", ["--input", "悟空"], "--input：只与 --instruction 同用")
 
 
 def test_dry_run_tells_memory_and_time_and_writes_nothing(folder):

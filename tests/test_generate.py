@@ -144,7 +144,7 @@ def test_dialogue_is_checked_too(memorized):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "错误：corpus.txt：找不到数据文件。\n"),
+        (None, "错误：corpus.txt：找不到数据文件。检查路径；随项目附带的语料和数据在 data/ 下。\n"),
         (b"", "错误：corpus.txt：没有内容。换一份语料。\n"),
         ("悟空".encode("gb18030"), "错误：corpus.txt：第 1 字节不是 UTF-8（像 GB18030）。加 --encoding gb18030。\n"),
     ],

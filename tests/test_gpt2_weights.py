@@ -10,7 +10,7 @@ import torch
 from gpt2_reference import continue_reference
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import run, write_config
+from conftest import last_of_each, run, write_config
 from utils.checkpoint import read_model_file
 
 DATA = {
@@ -37,7 +37,7 @@ def folder(trained, tmp_path_factory):
 
 def pretrain(folder, *args):
     flags = ("--data_path", "corpus.txt", "--batch_size", 4, "--eval_freq", 2, "--max_steps", 4)
-    return run("pretrain.py", *flags, *args, cwd=folder)
+    return run("pretrain.py", *last_of_each(*flags, *args), cwd=folder)
 
 
 def test_generate_writes_what_transformers_writes(folder):

@@ -1,4 +1,4 @@
-"""谁可以引用谁（CONTRIBUTING.md）：utils 不引用 model，model 只引用 torch 和自己的文件。"""
+"""谁可以引用谁（CONTRIBUTING.md）：utils 不引用 model，model 只引用 torch 和自己的文件。程序的函数都写明类型。"""
 
 import ast
 import sys
@@ -33,3 +33,13 @@ def test_packages_only_import_what_they_may(package):
 
 def test_an_import_inside_a_function_is_seen():
     assert imported("import a.b\ndef f():\n    from c.d import e") == {"a", "c"}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*.py")), ids=lambda path: path.name)
+def test_every_function_of_a_program_tells_its_types(path):
+    functions = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.FunctionDef)]
+    for function in functions:
+        arguments = (*function.args.args, *function.args.kwonlyargs)
+        assert function.returns is not None and all(argument.annotation for argument in arguments), function.name
+        if function.name.startswith(("train", "load", "build", "open")):
+            assert ast.get_docstring(function), function.name

@@ -74,9 +74,9 @@ def test_bad_record_is_named(tmp_path, record, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('[{"instruction": }]', "第 1 行第 18 列不是合法 JSON"),
-        ("[" * 100_000, "不是合法的 JSON"),
-        ('{"instruction": "x", "output": "y"}\n坏的', "第 2 行不是合法的 JSON"),
+        ('[{"instruction": }]', "第 1 行第 18 列不是合法 JSON：这里缺少一个值。改好这一处"),
+        ("[" * 100_000, "从第 1 行起不是合法 JSON：嵌套太深"),
+        ('{"instruction": "x", "output": "y"}\n坏的', "第 2 行第 1 列不是合法 JSON：这里缺少一个值"),
         (RECORDS[:5], "只有 5 条，至少需要 20 条"),
     ],
     ids=["json", "deep", "jsonl", "few"],

@@ -30,7 +30,7 @@ def test_model_and_tokenizer_come_from_the_file(model, tmp_path):
 def test_classifier_does_not_write(model, tmp_path):
     classifier = Classifier.from_language_model(model, ["甲", "乙"])
     save_model(tmp_path / "c.pth", classifier)
-    with pytest.raises(UserError, match="是分类模型，不会写字"):
+    with pytest.raises(UserError, match="是分类模型，不能续写"):
         open_language_model(tmp_path / "c.pth")
     file = open_model_file(tmp_path / "c.pth")
     again, _ = load_model(file, ModelConfig.from_dict, lambda cfg: Classifier(cfg, file.labels))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from conftest import ROOT, make_corpus, report_data, run, write_config
+from conftest import ROOT, last_of_each, make_corpus, report_data, run, write_config
 from model.config import ModelConfig
 from model.language_model import LanguageModel
 from utils.checkpoint import load_weights, read_model_file
@@ -28,7 +28,8 @@ def pretrain(folder, text, *arguments, config=None, **changes):
     """在 folder 里训练小模型。"""
     (folder / "corpus.txt").write_text(text, encoding="utf-8")
     config = config or write_config(folder, **changes)
-    return run("pretrain.py", "--config", config, "--data_path", "corpus.txt", *arguments, cwd=folder)
+    arguments = last_of_each("--config", config, "--data_path", "corpus.txt", *arguments)
+    return run("pretrain.py", *arguments, cwd=folder)
 
 
 def read_log(path) -> list[dict]:

@@ -67,6 +67,16 @@ def test_start_compares_with_the_gpt2_vocabulary_or_names_it(capsys):
     assert re.search(r"词表：GPT-2 词表，50,257 个 token，平均每个 token \d\.\d\d 字\n", capsys.readouterr().out)
 
 
+def test_stride_longer_than_the_context_says_what_is_skipped(capsys):
+    corpus = corpus_of()
+    for stride, said in (
+        (16, ""),
+        (160, "提示：--stride 160 大于上下文长度 16，窗口之间的跳过，每轮只训练到 8.9%\n"),  # 8 个窗口，1,440 个 token
+    ):
+        report.print_start(make_trainer(corpus, stride=stride), corpus, Path("a"), torch.float32)
+        assert capsys.readouterr().err == said
+
+
 def plan_of(capsys, budget: Budget, **settings) -> list[str]:
     report.print_plan(make_trainer(corpus_of(), **settings), budget)
     return capsys.readouterr().out.splitlines()
@@ -79,6 +89,11 @@ def test_plan_tells_steps_epochs_speed_and_time(capsys):
     assert lines == ["训练：2 轮共 46 步，每步 0.5 秒（128 token/s），预计 28 秒"]
 
 
+def test_plan_of_no_time_at_all(capsys):
+    (line,) = plan_of(capsys, Budget(1, seconds_per_step=0.01))
+    assert line.endswith("，预计不到 1 秒")
+
+
 def test_plan_counts_accumulated_batches(capsys):
     (line,) = plan_of(capsys, Budget(12, seconds_per_step=1.0), accumulation_steps=2)
     assert line.startswith("训练：1 轮共 12 步，每步 1 秒（128 token/s）")
@@ -89,6 +104,17 @@ def test_plan_says_when_the_time_limit_comes_first(capsys):
     assert line.endswith("，2 分 0 秒后停止（跑完要 44 分 12 秒）")  # 2305 + 463 × 0.75 秒
     (line,) = plan_of(capsys, Budget(46, seconds_per_step=0.5), max_minutes=2.0)
     assert line.endswith("，预计 28 秒")
+
+
+def test_warmup_as_long_as_the_training_is_hinted(capsys):
+    for budget, warmup_steps, steps in (
+        (Budget(46, seconds_per_step=0.1), 45, None),
+        (Budget(46, seconds_per_step=0.1), 46, 46),
+        (Budget(46, max_seconds=2.0, seconds_per_step=0.1), 20, 20),
+    ):
+        report.print_plan(make_trainer(corpus_of(), warmup_steps=warmup_steps), budget)
+        hint = f"提示：--warmup_steps {warmup_steps} 不少于要走的 {steps} 步，学习率升不到最大\n"
+        assert capsys.readouterr().err == (hint if steps else "")
 
 
 def test_only_a_long_plan_recommends_the_small_configuration(capsys):
@@ -113,7 +139,7 @@ def test_best_line_converts_nats_per_token_by_hand(tmp_path, capsys, keep, name,
         saved
         == f"{which}权重（第 7 步）：{files.model}；损失曲线：{files.curve}；报告：{files.report}；日志：{files.log}"
     )
-    assert f"python generate.py --model_path {files.model} " in invitation
+    assert invitation.startswith(f"现在可以让它续写：python generate.py --model_path {files.model} ")
 
 
 def test_partial_evaluation_is_replaced_by_the_whole_validation_part(tmp_path, capsys):

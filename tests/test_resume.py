@@ -211,7 +211,7 @@ def test_failed_save_leaves_the_previous_checkpoints(model_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(UserError, match=r"step-00000008.ckpt：写不进去（File too large），需要 4\d\d KB"):
+        with pytest.raises(UserError, match=r"step-00000008.ckpt：写不进去（超出了文件大小的限制），需要 4\d\d KB"):
             run.run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -409,7 +409,7 @@ def test_report_that_cannot_be_written_does_not_hide_the_real_error(tmp_path):
     run = spoiled_run(tmp_path)
 
     def fail(*_) -> None:
-        raise RunError("m.pth.report.html", "写不进去")
+        raise RunError("m.pth.report.html", "写不进去", "腾出空间。")
 
     run.report.finish = fail
     with pytest.raises(NotFiniteError):

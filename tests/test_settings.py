@@ -49,5 +49,16 @@ def test_wrong_value_in_the_file_is_named(section, message):
         settings(section)
 
 
+def test_muon_learning_rate_is_refused_where_muon_is_not_used():
+    message = "--muon_learning_rate：只与 --optimizer muon 同用。加上 --optimizer muon，或去掉 --muon_learning_rate。"
+    for section in ({}, {"optimizer": "adamw"}):
+        with pytest.raises(UserError, match=message):
+            settings(section, "--muon_learning_rate", "0.01")
+    with pytest.raises(UserError, match=message):
+        settings({"optimizer": "muon"}, "--optimizer", "adamw", "--muon_learning_rate", "0.01")
+    assert settings({"optimizer": "muon"}, "--muon_learning_rate", "0.01").muon_learning_rate == 0.01
+    assert settings({"muon_learning_rate": 0.01}).muon_learning_rate == 0.01  # 配置文件里的不管
+
+
 def test_namespace_without_training_arguments_is_fine():
     assert TrainingSettings.from_sources({}, argparse.Namespace(), CONFIG) == TrainingSettings()

@@ -25,7 +25,9 @@ def test_output_is_checked_and_locked_while_in_use(tmp_path):
 def test_input_is_never_claimed(tmp_path):
     (tmp_path / "corpus.txt").touch()
     with (
-        pytest.raises(UserError, match="同时是输入文件"),
+        pytest.raises(
+            UserError, match="同时是输入文件，输出会覆盖它。给 --output_path（或 --model_path、--output）换一个名字"
+        ),
         claim_output(flags(), tmp_path / "corpus.txt", inputs=(tmp_path / "corpus.txt",)),
     ):
         pass

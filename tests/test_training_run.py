@@ -6,7 +6,6 @@ import re
 import select
 import signal
 import sys
-import unicodedata
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from conftest import tiny_config
 from model.language_model import LanguageModel
 from utils.budget import Budget
 from utils.checkpoint import read_model_file
+from utils.console import display_width
 from utils.data_loader import EpochSampler, WindowDataset, create_dataloader
 from utils.errors import RunError, Terminated
 from utils.optimizers import build_optimizers
@@ -89,7 +89,8 @@ def test_log_line_has_the_form_of_the_original_project():
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.4, "0 秒"),
+        (0.4, "不到 1 秒"),
+        (0.6, "1 秒"),
         (59.4, "59 秒"),
         (60, "1 分 0 秒"),
         (200, "3 分 20 秒"),
@@ -134,6 +135,24 @@ def test_evaluation_that_is_not_finite_ends_the_run_and_keeps_the_last_good_weig
         run_training(trainer, Budget(6), files)
     assert torch.equal(saved_weights(files)["tok_emb.weight"], seen[2])
     assert [record.step for record in files.records] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags"),
+    [
+        ({"learning_rate": 100.0}, "--learning_rate 0.0004"),
+        ({"learning_rate": 3e-4}, "--learning_rate 0.0001"),
+        (
+            {"learning_rate": 3e-4, "muon_learning_rate": 50.0, "optimizer": "muon"},
+            "--learning_rate 0.0001 --muon_learning_rate 0.02",
+        ),
+    ],
+)
+def test_lower_learning_rate_that_is_advised_would_do(tmp_path, settings, flags):
+    trainer, files = make_trainer(**settings), RunFiles(tmp_path / "m.pth")
+    set_validate_losses(trainer, {0: math.nan})
+    with pytest.raises(RunError, match=f"减小学习率再试，如 {re.escape(flags)}。"):
+        run_training(trainer, Budget(6), files)
 
 
 def test_either_loss_must_be_finite():
@@ -249,11 +268,6 @@ def read_until(descriptor: int, end: str) -> str:
     return data.decode("utf-8").removesuffix(end)
 
 
-def columns_of(text: str) -> int:
-    """在终端里占几列；汉字和全角标点占两列。"""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
-
-
 @pytest.mark.skipif(os.name == "nt", reason="Windows 没有伪终端 pty")
 def test_progress_bar_fits_eighty_columns_and_shows_everything(monkeypatch):
     import fcntl
@@ -286,7 +300,7 @@ def test_progress_bar_fits_eighty_columns_and_shows_everything(monkeypatch):
     # 10 秒走了四分之一，还要 30 秒；50,000 个 token 用了 10 秒
     assert line.startswith(" 25%|") and "█" in line
     assert line.endswith("第 250 步 损失 4.568 5,000 token/s 剩余 00:30")
-    assert 70 <= columns_of(line) <= 80
+    assert 70 <= display_width(line) <= 80
     assert re.sub(r"\x1b\[[A-Z]", "", last).strip() == ""  # 结束时擦掉，不留在屏幕上
 
 
@@ -411,7 +425,7 @@ def test_failing_log_does_not_lose_the_state(tmp_path):
 
     def fail(record):
         if record.step == 4:
-            raise RunError("m.pth.log.jsonl", "写不进去")
+            raise RunError("m.pth.log.jsonl", "写不进去", "腾出空间。")
         add_record(record)
 
     run.files.add_record = fail

@@ -106,6 +106,12 @@ def test_folder_without_weights_is_explained(tmp_path):
 
 def test_weights_in_several_files_are_explained(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "m.pth.ckpt" / "step-00000001.ckpt").mkdir(parents=True)
+    for path in (tmp_path / "m.pth.ckpt", tmp_path / "m.pth.ckpt" / "step-00000001.ckpt"):
+        with pytest.raises(
+            UserError, match=r"是检查点的文件夹。模型在旁边的 \S*/m\.pth；接着训练用 pretrain.py --resume"
+        ):
+            check_weights_file(path)
     with pytest.raises(UserError, match="权重分成了几个文件（model.safetensors.index.json），读不了"):
         check_weights_file(tmp_path)
 

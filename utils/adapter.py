@@ -14,6 +14,7 @@ from utils.processes import is_main
 
 LORA_PREFIX = "lora_"  # 与 model/lora.py 的 PREFIX 相同
 NOT_AN_ADAPTER = "已损坏或不是适配器文件"
+FIND_ADAPTER = "用 --trainable lora 微调时写出，在模型文件旁边，名字以 .lora 结尾。"
 KINDS = {
     "rank": int,
     "alpha": float,
@@ -42,15 +43,15 @@ def save_adapter(path: Path, model: nn.Module) -> None:
 
 def read_adapter(path: Path) -> AdapterFile:
     """检查并读出适配器；有任何不对都抛出 UserError。"""
-    check_archive(path, "适配器文件", "用 --trainable lora 微调时写出，在模型文件旁边。")
+    check_archive(path, "适配器文件", FIND_ADAPTER)
     state = load_state(path, mmap=False)
     description = state.get(DESCRIPTION_KEY)
     if not isinstance(description, dict) or description.keys() != KINDS.keys():
-        raise UserError(path, NOT_AN_ADAPTER)
+        raise UserError(path, NOT_AN_ADAPTER, FIND_ADAPTER)
     tensors = {name: value for name, value in state.items() if name != DESCRIPTION_KEY}
     check_tensors(path, tensors)
     if not _is_description(description, tensors):
-        raise UserError(path, NOT_AN_ADAPTER)
+        raise UserError(path, NOT_AN_ADAPTER, FIND_ADAPTER)
     return AdapterFile(path, state, description["labels"], description["template"])
 
 

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from utils.errors import UserError
+from utils.errors import UserError, describe_os_error
 from utils.files import READ_BYTES, check_input_file
 
 NOT_A_MODEL = "已损坏或不是模型文件"
 RESTORE = "重新训练，或换回完好的备份。"
+ONLY_OURS = "只能读取这个项目的程序写出的，和 Hugging Face 的 GPT-2。"
 SEAL_START = b"PocketLLM sha256 "
 SEAL_BYTES = len(SEAL_START) + 2 * hashlib.sha256().digest_size
 LENGTH_BYTES = 2  # zip 的最后一个字段：注释的长度
@@ -46,9 +47,9 @@ def check_archive(path: Path, kind: str = "模型文件", advice: str = "") -> N
             if place := _check_seal(file) or archive.testzip():
                 raise UserError(path, f"校验失败（{place}）", RESTORE)
             if not _has_only_tensors(archive, path.stat().st_size):
-                raise UserError(path, f"{damaged}（含有权重以外的内容，已拒绝读取）")
+                raise UserError(path, f"{damaged}（含有权重以外的内容，已拒绝读取）", ONLY_OURS)
     except OSError as error:
-        raise UserError(path, f"读不出{kind}（{error.strerror or error}）") from None
+        raise UserError(path, f"读不出{kind}（{describe_os_error(error)}）", "检查磁盘和权限。") from None
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, struct.error):
         raise UserError(path, damaged, RESTORE) from None
 

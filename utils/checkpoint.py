@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from utils import shards
-from utils.archive import NOT_A_MODEL, check_archive, write_sealed
+from utils.archive import NOT_A_MODEL, ONLY_OURS, RESTORE, check_archive, write_sealed
 from utils.checkpoint_files import size_of
 from utils.errors import UserError, is_out_of_memory
 from utils.files import write_atomically
 from utils.processes import is_main
 from utils.text_utils import Tokenizer, load_gpt2_tokenizer
 
+SAME_CONFIG = "换用训练它时的配置，或换一个模型文件。"
 DESCRIPTION_KEY = "_extra_state"  # LanguageModel.get_extra_state 的结果在 state_dict 里的名字
 DESCRIPTION_FIELDS = ("config", "tokenizer", "origin", "labels", "template")
 WEIGHT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool)  # bool 是早期版本的因果掩码
@@ -87,9 +88,9 @@ def load_state(path: Path, mmap: bool) -> dict:
     except Exception as error:  # 内容不可信，读取器抛出什么都可能
         if is_out_of_memory(error):
             raise
-        raise UserError(path, f"{NOT_A_MODEL}（含有权重以外的内容，已拒绝读取）") from None
+        raise UserError(path, f"{NOT_A_MODEL}（含有权重以外的内容，已拒绝读取）", ONLY_OURS) from None
     if not isinstance(state, dict):
-        raise UserError(path, NOT_A_MODEL)
+        raise UserError(path, NOT_A_MODEL, ONLY_OURS)
     return state
 
 
@@ -97,9 +98,9 @@ def model_file_of(path: Path, state: Any) -> ModelFile:
     """检查 path 里读出的 state_dict。"""
     description = state.pop(DESCRIPTION_KEY, None) or {} if isinstance(state, dict) else None
     if not isinstance(description, dict):
-        raise UserError(path, NOT_A_MODEL)
+        raise UserError(path, NOT_A_MODEL, ONLY_OURS)
     if not _is_description(description):
-        raise UserError(path, NOT_A_MODEL)
+        raise UserError(path, NOT_A_MODEL, ONLY_OURS)
     check_tensors(path, state)
     return ModelFile(path, dict(state), *(description.get(name) for name in DESCRIPTION_FIELDS))
 
@@ -118,17 +119,17 @@ def check_tensors(path: Path, weights: dict[Any, Any]) -> None:
     size = size_of(path)
     for name, tensor in weights.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise UserError(path, NOT_A_MODEL)
+            raise UserError(path, NOT_A_MODEL, ONLY_OURS)
         # 步长为 0 的张量几个字节就能冒充天文数字的大小，先查形状再碰数值
         is_dense = tensor.layout == torch.strided and tensor.is_contiguous()
         if not is_dense or tensor.numel() * tensor.element_size() > size:
-            raise UserError(path, f"{NOT_A_MODEL}（张量 {name} 的存储方式不对）")
+            raise UserError(path, f"{NOT_A_MODEL}（张量 {name} 的存储方式不对）", ONLY_OURS)
         if tensor.dtype not in WEIGHT_DTYPES:
-            raise UserError(path, f"{NOT_A_MODEL}（权重 {name} 的类型是 {tensor.dtype}）")
+            raise UserError(path, f"{NOT_A_MODEL}（权重 {name} 的类型是 {tensor.dtype}）", ONLY_OURS)
         if not _all_finite(tensor):
             raise UserError(path, f"权重 {name} 里有 NaN 或无穷大", "换用训练正常时保存的模型。")
     if not weights:
-        raise UserError(path, f"{NOT_A_MODEL}（没有权重）")
+        raise UserError(path, f"{NOT_A_MODEL}（没有权重）", ONLY_OURS)
 
 
 def _all_finite(tensor: Tensor) -> bool:
@@ -167,7 +168,8 @@ def load_weights(model: nn.Module, file: ModelFile, config_name: object, assign:
     for name in expected.keys() | weights.keys():
         ours, theirs = (f"是 {tuple(w[name].shape)}" if name in w else "没有" for w in (expected, weights))
         if ours != theirs:
-            raise UserError(file.path, f"与 {config_name} 不符：{name} 在文件里{theirs}，按配置应{ours}")
+            reason = f"与 {config_name} 不符：{name} 在文件里{theirs}，按配置应{ours}"
+            raise UserError(file.path, reason, SAME_CONFIG)
     if model.cfg.tie_weights and not _same_matrix(weights["tok_emb.weight"], weights["out_head.weight"]):
         advice = '在配置里写上 "tie_weights": false。'
         raise UserError(file.path, f"与 {config_name} 不符：tok_emb.weight 与 out_head.weight 不同", advice)
@@ -183,7 +185,8 @@ def check_config(file: ModelFile, cfg: Any, config_name: object) -> None:
     """能由权重的形状反推的配置字段都要一致；在建立模型之前调用，写错的配置就不会先占满内存。"""
     for field, (actual, configured) in _compare_fields(_with_our_names(file.weights), cfg).items():
         if actual != configured:
-            raise UserError(file.path, f"与 {config_name} 不符：{field} 权重为 {actual}，配置为 {configured}")
+            reason = f"与 {config_name} 不符：{field} 权重为 {actual}，配置为 {configured}"
+            raise UserError(file.path, reason, SAME_CONFIG)
 
 
 def _compare_fields(weights: dict[str, Tensor], cfg: Any) -> dict[str, tuple[Any, Any]]:
@@ -231,7 +234,7 @@ def tokenizer_of(file: ModelFile, spec: dict | None) -> Tokenizer:
         try:
             return Tokenizer.from_state(file.tokenizer)
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise UserError(file.path, f"{NOT_A_MODEL}（里面的词表不完整）") from None
+            raise UserError(file.path, f"{NOT_A_MODEL}（里面的词表不完整）", RESTORE) from None
     if spec is not None and spec["type"] != "gpt2":
         raise UserError(file.path, "里面没有词表，而配置要求语料自己的词表", "换用带词表的模型文件。")
     return load_gpt2_tokenizer()

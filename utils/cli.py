@@ -6,30 +6,91 @@ import difflib
 import math
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from utils.console import display_width, pad, wrap, wrap_pieces
 from utils.errors import UserError
+
+MAX_LEFT = 28  # 帮助里参数一栏最宽几格
+MIN_WIDTH = 40
+CLOSE_WORD = 0.75  # 这么像才猜是写错了：gpu 不像 cpu
+FLAGS_OF_FILES = {  # 文件前面漏写的参数，多半是其中第一个有的
+    **dict.fromkeys((".pth", ".safetensors", ".bin"), ("--model_path",)),
+    **dict.fromkeys((".txt", ".csv", ".tsv", ".jsonl", ".gz"), ("--data_path",)),
+    ".json": ("--config", "--configs", "--data_path"),
+}
 
 
 class ArgumentParser(argparse.ArgumentParser):
     """argparse 的中文版：帮助是中文，错误是一行，写错的参数名给出猜测。"""
 
     def __init__(self, description: str):
-        super().__init__(description=description, add_help=False, allow_abbrev=False, formatter_class=_HelpFormatter)
+        super().__init__(description=description, add_help=False, allow_abbrev=False)
         self._positionals.title, self._optionals.title = "位置参数", "参数"
+        self.register("action", None, _StoreOnce)
+        self.given: set[str] = set()  # 命令行上写了哪些参数，按 dest
+        self._companions: dict[str, str] = {}
         self.add_argument("-h", "--help", action="help", help="显示这份帮助")
 
+    def only_with(self, companion: str, *names: str) -> None:
+        """names 只有与 companion 同用才管用；companion 如 --trainable lora，不写取值就是给了便行。"""
+        self._companions |= dict.fromkeys(names, companion)
+
+    def format_usage(self) -> str:
+        start, width = f"用法：{self.prog} ", _terminal_width()
+        indent = display_width(start)
+        pieces = [piece for part in self._usage_parts() for piece in (part, " ")]
+        return start + f"\n{' ' * indent}".join(wrap_pieces(pieces, width - indent)) + "\n"
+
+    def format_help(self) -> str:
+        """argparse 自己排的把汉字当作一格宽，会超出终端，列也对不齐。"""
+        width = _terminal_width()
+        sections = [self.format_usage(), "\n".join(wrap(self.description, width)) + "\n"]
+        for group in self._action_groups:
+            rows = [(_invocation(action), (action.help or "") % vars(action)) for action in group._group_actions]
+            if rows:
+                sections.append(f"{group.title}：\n" + _two_columns(rows, width))
+        return "\n".join(sections)
+
+    def _usage_parts(self) -> list[str]:
+        """用法里的各项，可以省去的加方括号；只能选一个的合成一项。"""
+        parts = {action: _invocation(action, only_first=True) for action in self._actions}
+        for group in self._mutually_exclusive_groups:
+            first, *others = group._group_actions
+            parts[first] = " | ".join([parts[first], *(parts.pop(action) for action in others)])
+        by_kind = sorted(parts, key=lambda action: not action.option_strings)  # 位置参数在最后
+        is_bare = {action: action.required and action.nargs != "*" for action in parts}
+        return [parts[action] if is_bare[action] else f"[{parts[action]}]" for action in by_kind]
+
     def parse_args(self, args: list[str] | None = None, namespace: argparse.Namespace | None = None):
+        self.given.clear()
         namespace, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].split("=")[0] or '""'
-            close = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.5)
-            advice = f"是否想写 {close[0]}？" if close else "用 --help 查看全部参数。"
-            raise UserError(name, "无法识别的参数", advice)
+            guess = self._guess(name)
+            raise UserError(name, "无法识别的参数", f"是否想写 {guess}？" if guess else "用 --help 查看全部参数。")
+        self._check_companions(namespace)
         return namespace
+
+    def _guess(self, word: str) -> str | None:
+        """多出来的 word 本来想写什么：文件前面漏了参数名，或名字写错了。"""
+        known = self._option_string_actions
+        flags = [flag for flag in FLAGS_OF_FILES.get(Path(word).suffix, ()) if flag in known]
+        close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+        return f"{flags[0]} {word}" if flags else close[0] if close else None
+
+    def _check_companions(self, namespace: argparse.Namespace) -> None:
+        """给了不管用的参数就抛出 UserError，免得用户以为它管用。"""
+        for name, companion in self._companions.items():
+            other, *value = companion.split()
+            dest = self._option_string_actions[other].dest
+            is_met = str(getattr(namespace, dest)) == value[0] if value else dest in self.given
+            if self._option_string_actions[name].dest in self.given and not is_met:
+                raise UserError(name, f"只与 {companion} 同用", f"加上 {companion}，或去掉 {name}。")
 
     def error(self, message: str):
         match = re.match(r"argument (\S+): (.*)", message, re.DOTALL)
@@ -38,7 +99,20 @@ class ArgumentParser(argparse.ArgumentParser):
             reason = re.sub(english, chinese, reason, flags=re.DOTALL)
         subject = subject.split("/")[-1]
         starts_with_dash = f"取值以 - 开头时写成 {subject}=取值。" if message.endswith("expected one argument") else ""
-        raise UserError(subject, reason, starts_with_dash or "用 --help 查看说明。")
+        is_guess = reason.endswith("？")  # 已经说了怎么办
+        raise UserError(subject, reason, starts_with_dash or ("" if is_guess else "用 --help 查看说明。"))
+
+
+class _StoreOnce(argparse._StoreAction):
+    """记下取值；给了两次就抛出 UserError，而不是悄悄丢掉前一次。"""
+
+    def __call__(self, parser: ArgumentParser, namespace: argparse.Namespace, values, option_string=None):
+        if self.dest in parser.given:
+            same = f"（{'、'.join(self.option_strings)} 是同一个参数）" if len(self.option_strings) > 1 else ""
+            advice = f"几个取值写在一个 {option_string} 后面。" if self.nargs == "+" else "只留一个。"
+            raise UserError(option_string, f"给了两次{same}", advice)
+        parser.given.add(self.dest)
+        super().__call__(parser, namespace, values, option_string)
 
 
 # argparse 自己产生的几句英文；取值的检查都在下面的函数里，本来就是中文
@@ -51,18 +125,30 @@ _TRANSLATIONS = (
 )
 
 
-class _HelpFormatter(argparse.HelpFormatter):
-    def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=32)
+def _invocation(action: argparse.Action, only_first: bool = False) -> str:
+    """一个参数怎样写，如 --data_path 值 ...；取值一律写作“值”，位置参数有自己的名字。"""
+    name = "值" if action.option_strings else action.metavar or action.dest
+    values = "" if action.nargs == 0 else f"{name} ..." if action.nargs in ("+", "*") else name
+    names = action.option_strings[: 1 if only_first else None] or [""]
+    return ", ".join(f"{name} {values}".strip() for name in names)
 
-    def add_usage(self, usage, actions, groups, prefix=None):
-        super().add_usage(usage, actions, groups, "用法：")
 
-    def _format_args(self, action, default_metavar):
-        if action.nargs == 0:
-            return ""
-        name = "值" if action.option_strings else action.metavar or default_metavar
-        return {"*": f"[{name} ...]", "+": f"{name} ..."}.get(action.nargs, name)
+def _two_columns(rows: list[tuple[str, str]], width: int) -> str:
+    """左边是参数，右边是说明；左边太宽的自己占一行。"""
+    left = min(MAX_LEFT, width // 2, max(display_width(name) for name, _ in rows))
+    lines = []
+    for name, text in rows:
+        first, *others = wrap(text, width - left - 4)
+        if display_width(name) > left:
+            lines += [f"  {name}"]
+            name = ""
+        lines += [f"  {pad(name, left)}  {first}".rstrip(), *(" " * (left + 4) + line for line in others)]
+    return "\n".join(lines) + "\n"
+
+
+def _terminal_width() -> int:
+    """排多少格宽；最右边的两格空着，有的终端写满一行会多空一行。"""
+    return max(MIN_WIDTH, shutil.get_terminal_size().columns - 2)
 
 
 def _number(convert: Callable[[str], float], kind: str, is_valid: Callable[[float], bool]) -> Callable[[str], float]:
@@ -99,11 +185,13 @@ fraction = _number(float, "[0, 1) 内的数", lambda value: 0 <= value < 1)
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
-    """只接受列出的几个词。"""
+    """只接受列出的几个词；写错一两个字母的给出猜测。"""
 
     def parse(text: str) -> str:
         if text not in choices:
-            raise argparse.ArgumentTypeError(f"应为 {' | '.join(choices)} 之一，收到 {_show(text)}")
+            close = difflib.get_close_matches(text, choices, n=1, cutoff=CLOSE_WORD)
+            guess = f"，是否想写 {close[0]}？" if close else ""
+            raise argparse.ArgumentTypeError(f"应为 {' | '.join(choices)} 之一，收到 {_show(text)}{guess}")
         return text
 
     return parse
@@ -157,10 +245,16 @@ def add_finetuning_arguments(parser: ArgumentParser, data_path: str, output_path
     add(
         "--trainable", type=one_of(*modes), default="all", help=f"训练哪些参数：{' | '.join(modes)}（默认 %(default)s）"
     )
-    add("--lora_rank", type=positive_int, default=8, help="低秩适配器的秩，只对 lora 有用（默认 %(default)s）")
+    add(
+        "--lora_rank",
+        type=positive_int,
+        default=8,
+        help="低秩适配器的秩，只与 --trainable lora 同用（默认 %(default)s）",
+    )
     add("--lora_alpha", type=positive_float, default=16.0, help="适配器的缩放，输出乘 alpha/rank（默认 %(default)s）")
     where = f"给哪些投影加适配器：{' | '.join(LORA_PROJECTIONS)}（默认 %(default)s）"
     add("--lora_projections", type=one_of(*LORA_PROJECTIONS), default="all", help=where)
+    parser.only_with("--trainable lora", "--lora_rank", "--lora_alpha", "--lora_projections")
 
 
 def command_line(arguments: list[str]) -> str:

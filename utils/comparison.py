@@ -156,7 +156,7 @@ def train(run: Run, folder: Path) -> dict:
         peak = watch(process, " ".join(run.label), run.plan.seconds(run.budget))
     text = (folder / "train.txt").read_bytes()[start:].decode("utf-8", errors="replace")
     if process.returncode:
-        raise RunError(" ".join(run.label), explain(process.returncode, text))
+        raise RunError(" ".join(run.label), explain(process.returncode, text), f"它说的话都在 {folder / 'train.txt'}。")
     result = summarize(run, folder, text, peak)
     data = json.dumps(result, ensure_ascii=False).encode("utf-8")
     write_atomically(folder / "result.json", lambda file: file.write(data))

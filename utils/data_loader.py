@@ -54,7 +54,7 @@ class WindowDataset(Dataset):
 
     def place_of(self, index: int) -> str:
         """第 index 个样本在语料的什么地方，给人看的。"""
-        return f"第 {index * self.stride:,} 个 token 起"
+        return f"第 {index * self.stride:,} 个 token "
 
     def target_ids(self) -> Tensor | TokenSequence:
         """全部窗口的目标依次相连，即评估覆盖到的 token；stride 等于 context_length 时才有意义。"""

@@ -7,6 +7,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.json_errors import json_error
 from utils.sure_break import SURE_BREAK
 from utils.text_file import Block, TextFile, TextScanner
 
@@ -165,8 +166,8 @@ def _text_of(path: Path, number: int, line: str) -> str:
         return ""
     try:
         record = json.loads(line)
-    except (ValueError, RecursionError):
-        raise UserError(path, f"第 {number} 行不是合法 JSON", NOT_JSONL) from None
+    except (ValueError, RecursionError) as error:
+        raise json_error(path, error, NOT_JSONL, line=number) from None
     if not isinstance(record, dict) or "text" not in record:
         raise UserError(path, f'第 {number} 行缺少 "text"', NOT_JSONL)
     text = record["text"]

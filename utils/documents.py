@@ -12,9 +12,9 @@ from utils import files
 from utils.cache_record import read_record, write_record
 from utils.console import hint, progress_bar
 from utils.document_file import DocumentFile, is_jsonl
-from utils.errors import UserError
-from utils.files import check_input_file, fingerprint_of_code
-from utils.text_file import TextFile
+from utils.errors import UserError, describe_os_error
+from utils.files import CHECK_PATH, check_input_file, fingerprint_of_code
+from utils.text_file import FIND_DATA, TextFile
 
 SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
 OWN_LOG = ".log.jsonl"  # 训练的日志，写在权重旁边
@@ -134,7 +134,7 @@ def find_files(paths: list[Path], say: Callable[[str], None] = lambda text: None
     """-> [(路径, 名字)]，还没有读内容；直接给出的文件是什么后缀都行，文件夹里只认 SUFFIXES。提示用 say 说。"""
     named = list(_find_files(paths, say))
     for path, _ in named:
-        check_input_file(path, "数据文件")
+        check_input_file(path, "数据文件", FIND_DATA)
     _refuse_same_path(named)
     return named
 
@@ -158,7 +158,7 @@ def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
     """文件夹连同里面的文件夹 -> (语料, 其余)，都是相对的名字，按名字排好；隐藏的不算。"""
 
     def refuse(error: OSError) -> None:
-        raise UserError(error.filename, f"打不开文件夹（{error.strerror}）")
+        raise UserError(error.filename, f"打不开文件夹（{describe_os_error(error)}）", CHECK_PATH)
 
     found, others = [], []
     for root, folders, names in os.walk(folder, onerror=refuse):

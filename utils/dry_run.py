@@ -1,9 +1,11 @@
 """只算不练：参数在哪里，内存用在哪里，装得下多大的一批。"""
 
-from utils.console import say
+from utils.console import pad, say
 from utils.device import available_memory
 from utils.memory import largest_batch_size, split_training_bytes
 from utils.training_memory import TrainingMemory
+
+NAME_WIDTH = 14
 
 
 def print_parameters(parts: dict[str, int]) -> None:
@@ -12,7 +14,7 @@ def print_parameters(parts: dict[str, int]) -> None:
     say(f"参数：共 {total:,} 个")
     for name, count in parts.items():
         if count:
-            say(f"  {_pad(name)}{count:>15,}  {count / total:6.1%}")
+            say(f"  {pad(name, NAME_WIDTH)}{count:>15,}  {count / total:6.1%}")
 
 
 def print_memory(memory: TrainingMemory) -> None:
@@ -23,14 +25,9 @@ def print_memory(memory: TrainingMemory) -> None:
     available = available_memory(memory.device)
     say(f"内存：一批 {batch_size} 个样本约 {_gigabytes(total)}（误差约三成），可用 {_gigabytes(available)}")
     for name, num_bytes in parts.items():
-        say(f"  {_pad(name)}{_gigabytes(num_bytes):>15}  {num_bytes / total:6.1%}")
+        say(f"  {pad(name, NAME_WIDTH)}{_gigabytes(num_bytes):>15}  {num_bytes / total:6.1%}")
     say(f"装得下的最大一批：约 {largest_batch_size(*shape, kind, available, memory.num_trained):,} 个样本")
 
 
 def _gigabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.2f} GB"
-
-
-def _pad(name: str) -> str:
-    """补空格到同样的显示宽度；一个汉字占两格。"""
-    return name + " " * (14 - sum(1 if character.isascii() else 2 for character in name))

@@ -1,6 +1,7 @@
 """错误：用户能改正的事只用一个异常类，在每个程序的 main 外面统一变成一行消息和退出码。"""
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -15,11 +16,11 @@ EXIT_SIGNAL = 128  # 再加上信号的编号：130 是 SIGINT，143 是 SIGTERM
 
 
 class UserError(Exception):
-    """用户能改正的错误：什么东西、为什么不行、怎么办。"""
+    """用户能改正的错误：什么东西、为什么不行、怎么办；reason 里已经说了怎么办的，advice 是空的。"""
 
     exit_code = EXIT_USER_INPUT
 
-    def __init__(self, subject: object, reason: str, advice: str = ""):
+    def __init__(self, subject: object, reason: str, advice: str):
         self.reason = reason
         text = f"错误：{subject}：{reason}。{advice}"
         super().__init__(_visible(text.replace("。。", "。").replace("？。", "？")))
@@ -34,6 +35,35 @@ class RunError(UserError):
     """输入没错，但运行中失败：磁盘、内存、设备、数值。"""
 
     exit_code = EXIT_FAILED
+
+
+# 系统的错误自己说的是英文
+SYSTEM_REASONS = {
+    errno.ENOENT: "不存在",
+    errno.EACCES: "没有权限",
+    errno.EPERM: "系统不允许",
+    errno.EEXIST: "已经有了",
+    errno.EISDIR: "是一个文件夹",
+    errno.ENOTDIR: "路径里有一段是文件，不是文件夹",
+    errno.ENAMETOOLONG: "名字太长",
+    errno.ELOOP: "符号链接绕成了圈",
+    errno.ENOSPC: "磁盘满了",
+    errno.EDQUOT: "超出了磁盘配额",
+    errno.EFBIG: "超出了文件大小的限制",
+    errno.EROFS: "磁盘是只读的",
+    errno.EIO: "磁盘读写出错",
+    errno.EBUSY: "正被占用",
+    errno.EMFILE: "打开的文件太多",
+    errno.ENFILE: "打开的文件太多",
+    errno.ENOMEM: "内存不够",
+    errno.ENETUNREACH: "没有联网",
+    errno.EHOSTUNREACH: "到不了那台主机",
+}
+
+
+def describe_os_error(error: Exception) -> str:
+    """读写文件的失败为什么发生，用中文；不常见的照系统说的。"""
+    return SYSTEM_REASONS.get(getattr(error, "errno", None)) or getattr(error, "strerror", None) or str(error)
 
 
 class Terminated(BaseException):
@@ -106,7 +136,8 @@ def _exit_code_of(main: Callable[[], None]) -> int:
         discard_stdout()
         return 0
     except OSError as error:
-        _tell(RunError(error.filename or "磁盘", error.strerror or error, "已有的文件没有改动。"))
+        advice = "已有的文件没有改动；检查路径、磁盘和权限。"
+        _tell(RunError(error.filename or "磁盘", describe_os_error(error), advice))
         return EXIT_FAILED
     except (MemoryError, RuntimeError) as error:
         if processes.world_size() > 1 and not is_out_of_memory(error) and _is_lost(error):

@@ -16,12 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from utils.errors import RunError, UserError
+from utils.errors import SYSTEM_REASONS, RunError, UserError, describe_os_error
 from utils.file_lock import try_lock
 
 CACHE_DIR = Path(__file__).resolve().parent.parent / ".cache"  # 随时可以删掉，用到时再算一遍
 READ_BYTES = 1 << 20
 TEMPORARY_SUFFIX = ".tmp"
+CHECK_PATH = "检查路径和权限。"
 
 
 def fingerprint_of_code(names: tuple[str, ...]) -> str:
@@ -38,27 +39,27 @@ def fingerprints_of_code(program: Path) -> dict[str, str]:
     return {name: hashlib.sha256(b"\n".join(text)).hexdigest()[:12] for name, text in lines.items()}
 
 
-def check_input_file(path: Path, kind: str, advice: str = "") -> None:
-    """path 必须是可读的普通文件；kind 是它在消息里的称呼，如“数据文件”。"""
+def check_input_file(path: Path, kind: str, advice: str = CHECK_PATH) -> None:
+    """path 必须是可读的普通文件；kind 是它在消息里的称呼，如“数据文件”，advice 是找不到它时怎么办。"""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
         raise UserError(path, f"找不到{kind}", advice) from None
     except (OSError, ValueError) as error:
-        raise UserError(path, f"打不开{kind}（{error}）") from None
+        raise UserError(path, f"打不开{kind}（{describe_os_error(error)}）", CHECK_PATH) from None
     if not stat.S_ISREG(mode):
         raise UserError(path, "不是普通文件", f"这里需要一个{kind}。")
     if not os.access(path, os.R_OK):
-        raise UserError(path, "没有读取权限")
+        raise UserError(path, "没有读取权限", "改它的权限，或复制一份能读的。")
 
 
-def read_input_file(path: Path, kind: str, advice: str = "") -> bytes:
+def read_input_file(path: Path, kind: str, advice: str = CHECK_PATH) -> bytes:
     """检查之后读出整个文件。"""
     check_input_file(path, kind, advice)
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(path, f"读不出{kind}（{error.strerror}）") from None
+        raise UserError(path, f"读不出{kind}（{describe_os_error(error)}）", "检查磁盘和权限。") from None
 
 
 def check_output_path(path: Path, inputs: tuple[Path, ...] = ()) -> None:
@@ -69,15 +70,15 @@ def check_output_path(path: Path, inputs: tuple[Path, ...] = ()) -> None:
         if path.exists() and not path.is_file():
             raise UserError(path, "不是普通文件", "请给出普通的文件名。")
         if path.exists() and any(path.samefile(item) for item in inputs):
-            raise UserError(path, "同时是输入文件", "换一个文件名。")
+            advice = "给 --output_path（或 --model_path、--output）换一个名字。"
+            raise UserError(path, "同时是输入文件，输出会覆盖它", advice)
         path.parent.mkdir(parents=True, exist_ok=True)
         # 名字取将来最长的那个（报告的临时文件），太长现在就知道
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.report.html.", suffix=TEMPORARY_SUFFIX):
             pass
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        if isinstance(error, (FileExistsError, NotADirectoryError)):
-            reason = "路径里有一段是文件，不是文件夹"
+        is_file = isinstance(error, FileExistsError)
+        reason = SYSTEM_REASONS[errno.ENOTDIR] if is_file else describe_os_error(error)
         raise UserError(path, f"无法写入文件夹 {path.parent}（{reason}）", "换一个位置，或检查权限。") from None
 
 
@@ -136,9 +137,8 @@ def write_atomically(
     except OSError as error:
         cause = error
     need = max(num_bytes, written.num_bytes)
-    reason = (
-        f"写不进去（{cause.strerror or cause}），需要 {megabytes(need)}，所在磁盘还有 {megabytes(_free_bytes(path))}"
-    )
+    room = f"需要 {megabytes(need)}，所在磁盘还有 {megabytes(_free_bytes(path))}"
+    reason = f"写不进去（{describe_os_error(cause)}），{room}"
     advice = "腾出空间后再试" if cause.errno in (errno.ENOSPC, errno.EDQUOT) else "检查磁盘和权限"
     raise RunError(path, reason, f"原有的文件没有改动；{advice}。")
 

@@ -26,7 +26,14 @@ from utils.hugging_face_config import (
     with_plain_names,
 )
 from utils.hugging_face_tokenizer import read_tokenizer
-from utils.weights_file import HUGGING_FACE_NAMES, LENGTH_BYTES, check_weights_file, find_weights_file, is_safetensors
+from utils.weights_file import (
+    DOWNLOAD_AGAIN,
+    HUGGING_FACE_NAMES,
+    LENGTH_BYTES,
+    check_weights_file,
+    find_weights_file,
+    is_safetensors,
+)
 
 QKV = ("W_query", "W_key", "W_value")
 OUTSIDE = {"tok_emb": "wte", "position.pos_emb": "wpe", "final_norm": "ln_f", "out_head": "lm_head"}
@@ -82,7 +89,7 @@ def _load_tensors(path: Path) -> dict:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: _aligned(file.get_tensor(name)) for name in file.keys()}
     except (safetensors.SafetensorError, ValueError, RuntimeError):
-        raise UserError(path, NOT_A_MODEL) from None
+        raise UserError(path, NOT_A_MODEL, DOWNLOAD_AGAIN) from None
 
 
 def _aligned(tensor: Tensor) -> Tensor:

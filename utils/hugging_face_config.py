@@ -5,8 +5,9 @@ from pathlib import Path
 
 from utils.archive import NOT_A_MODEL
 from utils.errors import UserError
-from utils.weights_file import read_json
+from utils.weights_file import DOWNLOAD_AGAIN, read_json
 
+ONLY_GPT2 = "只能读取 GPT-2 的权重。"
 CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
 PREFIX = "transformer."
@@ -91,10 +92,11 @@ def read_settings(path: Path) -> dict:
         value = settings.get(field, known[0])
         if value not in known:
             reason = f"{field} 是 {json.dumps(value, ensure_ascii=False)}，只认识 {' | '.join(map(json.dumps, known))}"
-            raise UserError(path, reason, "只能读取 GPT-2 的权重。")
+            raise UserError(path, reason, ONLY_GPT2)
     template = settings.get(TEMPLATE_FIELD)
     if not isinstance(template, str | None):
-        raise UserError(path, f"{TEMPLATE_FIELD} 应是文字，收到 {json.dumps(template, ensure_ascii=False)}")
+        reason = f"{TEMPLATE_FIELD} 应是文字，收到 {json.dumps(template, ensure_ascii=False)}"
+        raise UserError(path, reason, "改成文字，或删去这一项。")
     return settings
 
 
@@ -112,7 +114,7 @@ def recognize_config(path: Path, shapes: dict[str, tuple[int, ...]], settings: d
         (vocab_size, emb_dim), (context_length, _) = shapes["wte.weight"], shapes["wpe.weight"]
         _, hidden_dim = shapes["h.0.mlp.c_fc.weight"]
     except (KeyError, ValueError):
-        raise UserError(path, f"{NOT_A_MODEL}（不是 GPT-2 的结构）") from None
+        raise UserError(path, f"{NOT_A_MODEL}（不是 GPT-2 的结构）", ONLY_GPT2) from None
     sizes = {
         "vocab_size": vocab_size,
         "context_length": context_length,
@@ -137,17 +139,18 @@ def _check_settings(path: Path, sizes: dict[str, int], settings: dict) -> None:
     for field, ours in SIZE_FIELDS.items():
         value = settings.get(field)
         if value is not None and value != sizes[ours]:  # n_inner 可以是 null，意思是四倍
-            raise UserError(path, f"与旁边的 {CONFIG_NAME} 不符：{field} 权重为 {sizes[ours]}，它写的是 {value}")
+            reason = f"与旁边的 {CONFIG_NAME} 不符：{field} 权重为 {sizes[ours]}，它写的是 {value}"
+            raise UserError(path, reason, "两个文件要来自同一个模型。")
     emb_dim, num_heads = sizes["emb_dim"], settings.get("n_head")
     if num_heads is None and emb_dim % HEAD_DIM:
         reason = f"emb_dim={emb_dim} 不是 {HEAD_DIM} 的倍数，看不出有几个头"
         raise UserError(path, reason, f"把它的 {CONFIG_NAME} 放在同一个文件夹。")
     config_path = path.with_name(CONFIG_NAME)
     if num_heads is not None and (type(num_heads) is not int or num_heads < 1 or emb_dim % num_heads):
-        raise UserError(config_path, f"n_head 应能整除 n_embd={emb_dim}，收到 {num_heads}")
+        raise UserError(config_path, f"n_head 应能整除 n_embd={emb_dim}，收到 {num_heads}", DOWNLOAD_AGAIN)
     drop_rate = settings.get("resid_pdrop", DROP_RATE)
     if type(drop_rate) not in (int, float) or not 0 <= drop_rate < 1:
-        raise UserError(config_path, f"resid_pdrop 应在 [0, 1) 内，收到 {drop_rate}")
+        raise UserError(config_path, f"resid_pdrop 应在 [0, 1) 内，收到 {drop_rate}", "改成 0.1，或删去这一项。")
 
 
 def _expected_shapes(
@@ -174,4 +177,4 @@ def _check_shapes(path: Path, actual: dict[str, tuple[int, ...]], expected: dict
     for name in sorted(expected.keys() | actual.keys()):
         theirs, ours = (f"是 {shapes[name]}" if name in shapes else "没有" for shapes in (actual, expected))
         if theirs != ours:
-            raise UserError(path, f"{NOT_A_MODEL}（{name} 在文件里{theirs}，GPT-2 应{ours}）")
+            raise UserError(path, f"{NOT_A_MODEL}（{name} 在文件里{theirs}，GPT-2 应{ours}）", ONLY_GPT2)

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.json_errors import json_error
 from utils.prompt_template import Turn, join_question
 from utils.text_file import read_text
 
 HELD_OUT_FRACTION = 0.1
 MIN_RECORDS = 20
 SHOWN_CHARACTERS = 50
+RECORD = '每条应是 {"instruction": …, "output": …}，或 {"conversations": […]}。'
+TURNS = "user 和 assistant 轮流各说一句，由 user 开始。"
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
@@ -32,7 +35,7 @@ def read_conversations(path: Path, encoding: str = "utf-8") -> list[Conversation
     """
     records = [_conversation(record, number, path) for number, record in enumerate(_parse(path, encoding), 1)]
     if len(records) < MIN_RECORDS:
-        raise UserError(path, f"只有 {len(records)} 条，至少需要 {MIN_RECORDS} 条")
+        raise UserError(path, f"只有 {len(records)} 条，至少需要 {MIN_RECORDS} 条", "补充数据，或换一份。")
     return records
 
 
@@ -41,23 +44,21 @@ def _parse(path: Path, encoding: str) -> list:
     if content.lstrip().startswith("["):
         try:
             return json.loads(content)
-        except json.JSONDecodeError as error:
-            raise UserError(path, f"第 {error.lineno} 行第 {error.colno} 列不是合法 JSON：{error.msg}") from None
-        except (ValueError, RecursionError):
-            raise UserError(path, "不是合法的 JSON") from None
+        except (ValueError, RecursionError) as error:
+            raise json_error(path, error, "改好这一处；也可以每行一条，不要方括号和行末的逗号。") from None
     records = []
     for number, line in enumerate(content.split("\n"), 1):
         if line.strip():
             try:
                 records.append(json.loads(line))
-            except (ValueError, RecursionError):
-                raise UserError(path, f"第 {number} 行不是合法的 JSON", "应是一个数组，或每行一条。") from None
+            except (ValueError, RecursionError) as error:
+                raise json_error(path, error, "文件应是一个数组，或每行一条。", line=number) from None
     return records
 
 
 def _conversation(record: object, number: int, path: Path) -> Conversation:
     if not isinstance(record, dict):
-        raise UserError(path, f"第 {number} 条不是一个对象 {{…}}")
+        raise UserError(path, f"第 {number} 条不是一个对象 {{…}}", RECORD)
     if "conversations" in record:
         turns = _turns(record["conversations"], number, path)
     else:
@@ -66,7 +67,8 @@ def _conversation(record: object, number: int, path: Path) -> Conversation:
         turns = (Turn(join_question(values[0], text), values[1]),)
     split = record.get("split")
     if split not in (None, "train", "held_out"):
-        raise UserError(path, f'第 {number} 条的 "split" 应为 train 或 held_out，收到 {_show(split)}')
+        reason = f'第 {number} 条的 "split" 应为 train 或 held_out，收到 {_show(split)}'
+        raise UserError(path, reason, "改成其中之一，或全部去掉，由程序来分。")
     task = None if _is_blank(record.get("task")) else _text(record, "task", number, path)
     return Conversation(turns, task, None if split is None else split == "held_out")
 
@@ -74,7 +76,7 @@ def _conversation(record: object, number: int, path: Path) -> Conversation:
 def _turns(messages: object, number: int, path: Path) -> tuple[Turn, ...]:
     """一问一答交替，由用户开始、模型结束。"""
     if not isinstance(messages, list) or not messages or len(messages) % 2:
-        raise UserError(path, f'第 {number} 条的 "conversations" 应是一问一答成对的数组')
+        raise UserError(path, f'第 {number} 条的 "conversations" 应是一问一答成对的数组', TURNS)
     texts = []
     for index, message in enumerate(messages):
         wanted = ("user", "assistant")[index % 2]
@@ -82,7 +84,8 @@ def _turns(messages: object, number: int, path: Path) -> tuple[Turn, ...]:
         role_name, text_name = ("from", "value") if is_share_gpt else ("role", "content")
         role = message.get(role_name) if isinstance(message, dict) else None
         if not isinstance(role, str) or ROLES.get(role) != wanted:
-            raise UserError(path, f"第 {number} 条的第 {index + 1} 句的 {role_name} 应为 {wanted}，收到 {_show(role)}")
+            reason = f"第 {number} 条的第 {index + 1} 句的 {role_name} 应为 {wanted}，收到 {_show(role)}"
+            raise UserError(path, reason, TURNS)
         texts.append(_text(message, text_name, number, path))
     return tuple(map(Turn, texts[::2], texts[1::2]))
 
@@ -90,9 +93,10 @@ def _turns(messages: object, number: int, path: Path) -> tuple[Turn, ...]:
 def _text(record: dict, name: str, number: int, path: Path) -> str:
     """record 里非空的文字。"""
     if name not in record:
-        raise UserError(path, f'第 {number} 条缺少 "{name}"')
+        raise UserError(path, f'第 {number} 条缺少 "{name}"', "补上它，或删去这一条。")
     if not isinstance(record[name], str) or not record[name].strip():
-        raise UserError(path, f'第 {number} 条的 "{name}" 应是非空的文字，收到 {_show(record[name])}')
+        reason = f'第 {number} 条的 "{name}" 应是非空的文字，收到 {_show(record[name])}'
+        raise UserError(path, reason, "改成文字，或删去这一条。")
     return record[name].strip()
 
 

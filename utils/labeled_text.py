@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.json_errors import json_error
 from utils.text_file import read_text
 
 LABEL_NAMES = ("label", "标签", "类别")
@@ -19,6 +20,7 @@ MIN_PER_LABEL = 10  # 每个标签至少这么多条，三部分才都有
 MAX_LABELS = 1000
 MAX_LABEL_CHARACTERS = 50
 SHOWN_CHARACTERS = 50
+RECORD = '每行应是一个 {"label": …, "text": …}。'
 SWAPPED = "看看标签和文字两列是不是弄反了。"
 
 
@@ -48,7 +50,7 @@ def read_labeled_texts(path: Path, encoding: str = "utf-8") -> list[LabeledText]
     """
     content = read_text(path, encoding)
     if content.lstrip().startswith("["):
-        raise UserError(path, "是 JSON 数组", "改成每行一个 {“label”: …, “text”: …}，不要方括号和行末的逗号。")
+        raise UserError(path, "是 JSON 数组", f"{RECORD}不要方括号和行末的逗号。")
     rows = _rows_of_jsonl(content, path) if content.lstrip().startswith("{") else _rows_of_table(content, path)
     records, seen = [], {}
     for number, label, text in rows:
@@ -73,16 +75,16 @@ def _rows_of_jsonl(content: str, path: Path) -> Iterator[tuple[int, str, str]]:
             continue
         try:
             record = json.loads(line)
-        except (ValueError, RecursionError):
-            raise UserError(path, f"第 {number} 行不是合法的 JSON", "每行应是一个 {“label”: …, “text”: …}。") from None
+        except (ValueError, RecursionError) as error:
+            raise json_error(path, error, RECORD, line=number) from None
         values = []
         for choices in (LABEL_NAMES, TEXT_NAMES):
             name = next((name for name in choices if isinstance(record, dict) and name in record), None)
             if name is None:
-                raise UserError(path, f'第 {number} 行缺少 "{choices[0]}"')
+                raise UserError(path, f'第 {number} 行缺少 "{choices[0]}"', RECORD)
             if not isinstance(record[name], str):
                 value = json.dumps(record[name], ensure_ascii=False)[:SHOWN_CHARACTERS]
-                raise UserError(path, f'第 {number} 行的 "{name}" 应是文字，收到 {value}')
+                raise UserError(path, f'第 {number} 行的 "{name}" 应是文字，收到 {value}', "加上双引号。")
             values.append(record[name])
         yield number, *values
 
@@ -102,7 +104,10 @@ def _rows_of_table(content: str, path: Path) -> Iterator[tuple[int, str, str]]:
                 columns = _columns_of(row)
                 if columns is None:
                     wanted = f"{LABEL_NAMES[0]} 和 {TEXT_NAMES[0]} 两列"
-                    raise UserError(path, f"第一行应是表头，要有 {wanted}，收到 {first[:SHOWN_CHARACTERS]}")
+                    reason = f"第一行应是表头，要有 {wanted}，收到 {first[:SHOWN_CHARACTERS]}"
+                    raise UserError(
+                        path, reason, f"在最前面加一行：{LABEL_NAMES[0]},{TEXT_NAMES[0]}，次序与下面的各列相同。"
+                    )
                 continue
             if len(row) <= max(columns):
                 raise UserError(path, f"第 {number} 行只有 {len(row)} 列", "每行应有标签和文字。")

@@ -20,10 +20,10 @@ from utils.weight_speed import fastest_format
 
 
 def open_language_model(path: Path) -> ModelFile:
-    """打开会写字的模型，可以是 Hugging Face 的（已经过 check_weights_file）；分类模型不会写字，抛出 UserError。"""
+    """打开能续写的模型，可以是 Hugging Face 的（已经过 check_weights_file）；分类模型不能续写，抛出 UserError。"""
     file = open_weights_file(path)
     if file.labels is not None:
-        raise UserError(path, "是分类模型，不会写字", "用 python classify.py --model_path 指向它。")
+        raise UserError(path, "是分类模型，不能续写", "用 python classify.py --model_path 指向它。")
     return file
 
 
@@ -43,14 +43,15 @@ def load_model(
     try:
         cfg = config.model if file.config is None else read_config(file.config)
     except (ValueError, TypeError) as error:
-        raise UserError(file.path, f"记录的配置不成立（{error}）") from None
+        raise UserError(file.path, f"记录的配置不成立（{error}）", "更新 PocketLLM，或换一个模型文件。") from None
     if file.config is None:  # 没有自述的文件也没有说明是否共用矩阵，看权重便知
         cfg = dataclasses.replace(cfg, tie_weights=has_tied_weights(file))
     elif config:
         _check_same_config(config, cfg, file)
     tokenizer = tokenizer_of(file, config.tokenizer if config else None)
     if cfg.vocab_size < tokenizer.vocab_size:
-        raise UserError(file.path, f"vocab_size={cfg.vocab_size} 小于分词器词表 {tokenizer.vocab_size}")
+        reason = f"vocab_size={cfg.vocab_size} 小于分词器词表 {tokenizer.vocab_size}"
+        raise UserError(file.path, reason, "换一个完好的模型文件。")
     config_name = config.path if config else "它记录的配置"
     check_config(file, cfg, config_name)
     needed = estimate_generation_bytes(cfg, cfg.num_parameters, bytes_per_weight)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from utils.budget import Budget
-from utils.console import say
+from utils.console import hint, say
 from utils.copy_check import MIN_CHARACTERS, CopyIndex
 from utils.corpus import Corpus
 from utils.device import describe_device
@@ -41,6 +41,12 @@ def print_start(trainer: Trainer, corpus: Corpus, config_path: Path, dtype: torc
         f"语料：{corpus.path}，训练 {corpus.train_characters:,} 字（{len(corpus.train_ids):,} token），"
         f"验证 {corpus.validate_characters:,} 字（{len(corpus.validate_ids):,} token）"
     )
+    stride = trainer.settings.stride or 0
+    if stride > cfg.context_length:
+        share = len(trainer.train_loader.sampler) * cfg.context_length / len(corpus.train_ids)
+        hint(
+            f"提示：--stride {stride:,} 大于上下文长度 {cfg.context_length:,}，窗口之间的跳过，每轮只训练到 {share:.1%}"
+        )
 
 
 def _describe_vocabulary(corpus: Corpus) -> str:
@@ -64,12 +70,15 @@ def print_plan(trainer: Trainer, budget: Budget) -> None:
     if seconds_left < estimate:
         time = f"{format_duration(seconds_left)}后停止（跑完要 {time}）"
     else:
-        time = f"预计 {time}"
+        time = f"预计 {time}" if time[0].isdigit() else f"预计{time}"
     speed = settings.batch_size * settings.accumulation_steps * trainer.tokens_per_sample / seconds_per_step
     speed_text = f"每步 {seconds_per_step:.3g} 秒（{speed:,.0f} token/s）"
     say(f"训练：{epochs:.3g} 轮共 {total_steps:,} 步，{speed_text}，{time}")
     if min(estimate, seconds_left) > LONG_SECONDS:
         say(f"想几分钟就看到结果，可以换小模型（如 {QUICK_CONFIG} 的），或用 --max_minutes 限定时间")
+    likely_steps = round(budget.planned_seconds / seconds_per_step)
+    if steps_left and settings.warmup_steps >= likely_steps:
+        hint(f"提示：--warmup_steps {settings.warmup_steps:,} 不少于要走的 {likely_steps:,} 步，学习率升不到最大")
 
 
 def print_result(trainer: Trainer, corpus: Corpus, files: RunFiles) -> None:
@@ -95,7 +104,7 @@ def print_result(trainer: Trainer, corpus: Corpus, files: RunFiles) -> None:
     which = "验证损失最低的" if settings.keep == "best" else "最后的"
     others = f"损失曲线：{files.curve}；报告：{files.report}；日志：{files.log}"
     say(f"{which}权重（第 {kept.step} 步）：{files.model}；{others}")
-    say(f"现在可以和它说话：python generate.py --model_path {files.model} --temperature 0.8 --top_k 50")
+    say(f"现在可以让它续写：python generate.py --model_path {files.model} --temperature 0.8 --top_k 50")
 
 
 def sample(model: nn.Module, corpus: Corpus, prompt: str | None, seed: int) -> str:

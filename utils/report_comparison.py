@@ -1,13 +1,13 @@
 """比较的结果怎样写：一张表、几句话、一张图，和给程序读的 JSON。"""
 
 import json
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from utils.comparison import EqualBudget, Plan
+from utils.console import display_width, pad
 from utils.files import write_atomically
 from utils.plotting import find_chinese_font
 
@@ -185,11 +185,6 @@ class Report:
         write_atomically(path, lambda file: figure.savefig(file, format="png"))
 
 
-def display_width(text: str) -> int:
-    """在终端里占几列；汉字占两列。"""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
-
-
 def stack(header: list[str]) -> list[list[str]]:
     """num_layers:emb_dim 这样的名字从冒号处分成几行，靠下对齐。"""
     parts = [cell.replace(":", "\n:").split("\n") for cell in header]
@@ -205,7 +200,7 @@ def align(lines: list[list[str]], num_left: int) -> str:
     for line in lines:
         cells = []
         for index, (cell, width) in enumerate(zip(line, widths, strict=True)):
-            blank = " " * (width - display_width(cell))
-            cells.append(cell + blank if index < num_left else blank + cell)
+            is_left = index < num_left
+            cells.append(pad(cell, width) if is_left else " " * (width - display_width(cell)) + cell)
         texts.append("  ".join(cells).rstrip())
     return "\n".join(texts)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from utils.archive import check_archive
+from utils.archive import RESTORE, check_archive
 from utils.checkpoint import check_tensors, load_state, load_weights, model_file_of, save_state, tokenizer_of
 from utils.checkpoint_files import FROM_SCRATCH, NAME, list_checkpoints, size_of, step_of
 from utils.console import hint
-from utils.errors import RunError, UserError
+from utils.errors import RunError, UserError, describe_os_error
 from utils.files import TEMPORARY_SUFFIX, keep_backup, megabytes, remove_leftovers, sync_folder
 from utils.parallel import MODES
 from utils.processes import on_main
@@ -67,7 +67,7 @@ class Checkpoints:
         try:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise RunError(self.folder, f"建不了文件夹（{error.strerror}）", "检查磁盘和权限。") from None
+            raise RunError(self.folder, f"建不了文件夹（{describe_os_error(error)}）", "检查磁盘和权限。") from None
         sync_folder(self.folder.parent)
 
     def check_folder(self) -> None:
@@ -169,7 +169,7 @@ def check_state(path: Path, load: Callable[[], dict], check_tensors: Callable[[P
     try:
         state = load()
     except UserError as error:
-        raise DamagedError(path, error.reason) from None
+        raise DamagedError(path, error.reason, RESTORE) from None
     version = state.get("format")
     if isinstance(version, int) and version > FORMAT:
         raise UserError(path, f"由更新的版本写出（格式 {version}，这里认识 {FORMAT}）", "更新 PocketLLM 再继续。")
@@ -177,7 +177,7 @@ def check_state(path: Path, load: Callable[[], dict], check_tensors: Callable[[P
         _check_structure(state)
         check_tensors(path, state)
     except (UserError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise DamagedError(path, getattr(error, "reason", "内容不完整")) from None
+        raise DamagedError(path, getattr(error, "reason", "内容不完整"), RESTORE) from None
     return state
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from utils import cli
 from utils.errors import UserError
 
+ONLY_PRETRAINING = ("stride", "sample_prompt")  # 微调用不上的设置
+
 
 def _setting(default: Any, parse: Callable[[str], Any], help: str) -> Any:
     return field(default=default, metadata={"parse": parse, "help": help})
@@ -53,7 +55,11 @@ class TrainingSettings:
                 raise UserError(config_path, f'"training" 里有未知字段 {name}', f"可用的有：{'、'.join(known)}。")
             values[name] = _check_json_value(known[name], value, config_path)
         given = {name: getattr(args, name) for name in known if getattr(args, name, None) is not None}
-        return cls(**{**values, **given})
+        settings = cls(**{**values, **given})
+        if "muon_learning_rate" in given and settings.optimizer != "muon":
+            advice = "加上 --optimizer muon，或去掉 --muon_learning_rate。"
+            raise UserError("--muon_learning_rate", "只与 --optimizer muon 同用", advice)
+        return settings
 
 
 def _check_json_value(item: Any, value: Any, config_path: Path) -> Any:
@@ -62,23 +68,33 @@ def _check_json_value(item: Any, value: Any, config_path: Path) -> Any:
         return None
     text = value if isinstance(value, str) else str(value)
     is_text_setting = isinstance(item.default, str) or item.name == "sample_prompt"
+    place = f'"training" 的 {item.name}'
+    if isinstance(value, bool) or isinstance(value, str) != is_text_setting:
+        kind, advice = ("文字", "加上引号。") if is_text_setting else ("数字", "去掉引号。")
+        reason = f"{place} 类型不对，应写成{kind}，收到 {json.dumps(value, ensure_ascii=False)}"
+        raise UserError(config_path, reason, advice if isinstance(value, str) or is_text_setting else f"改成{kind}。")
     try:
-        if isinstance(value, bool) or isinstance(value, str) != is_text_setting:
-            kind = "文字" if is_text_setting else "数字"
-            raise argparse.ArgumentTypeError(f"类型不对，应写成{kind}，收到 {json.dumps(value, ensure_ascii=False)}")
         return item.metadata["parse"](text)
     except argparse.ArgumentTypeError as error:
-        raise UserError(config_path, f'"training" 的 {item.name} {error}') from None
+        default = "" if item.default is None else f" {item.default}"
+        raise UserError(config_path, f"{place} {error}", f"改掉它，或删去这一项用默认值{default}。") from None
 
 
-def add_training_arguments(parser: argparse.ArgumentParser, defaults: dict | None = None) -> None:
-    """把全部训练设置变成命令行参数；没有给出的为 None，好让配置文件说话。defaults 是程序自己的默认值。"""
+def add_training_arguments(
+    parser: argparse.ArgumentParser, defaults: dict | None = None, leave_out: tuple[str, ...] = ()
+) -> None:
+    """把训练设置变成命令行参数；没有给出的为 None，好让配置文件说话。
+
+    defaults 是程序自己的默认值；leave_out 里的设置这个程序用不上。
+    """
     for item in fields(TrainingSettings):
+        if item.name in leave_out:
+            continue
         value = (defaults or {}).get(item.name, item.default)
         default = "" if value is None else f"（默认 {value}）"
         parser.add_argument(f"--{item.name}", type=item.metadata["parse"], help=item.metadata["help"] + default)
     add = parser.add_argument
-    add("--resume", action="store_true", help="从上次的检查点继续，其余参数照旧写全（默认从头训练）")
+    add("--resume", action="store_true", help="从上次的检查点继续，其余参数要与上次写得一样（默认从头训练）")
     add("--allow_data_change", action="store_true", help="数据改过也继续（默认不许）")
     add("--allow_process_change", action="store_true", help="进程数或并行方式变了也继续（默认不许）")
     modes = f"几个进程怎样一起训练，用 torchrun 启动才有：{cli.PARALLEL_MODES}（默认 %(default)s）"

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata
 
 from utils import distributed, processes, shards
-from utils.archive import check_archive
+from utils.archive import RESTORE, check_archive
 from utils.checkpoint import DESCRIPTION_KEY, load_state, save_state
 from utils.checkpoint_files import FROM_SCRATCH
-from utils.errors import RunError, UserError
+from utils.errors import RunError, UserError, describe_os_error
 from utils.files import READ_BYTES, TEMPORARY_SUFFIX, current_umask, keep_backup, sync_folder
 from utils.parallel_checkpoint import ReplicatedCheckpoints
 from utils.resume import check_state, load_progress, remove_checkpoint
@@ -109,7 +109,7 @@ def _write_shards(tensors: Tensors, folder: Path) -> None:
     except dcp.api.CheckpointException as error:
         number, (cause, _) = next(iter(error.failures.items()))
         system = cause if isinstance(cause, OSError) else cause.__context__  # torch.save 把磁盘错误包在里面
-        reason = f"进程 {number} 写不进去（{getattr(system, 'strerror', None) or '磁盘满了，或读写出错'}）"
+        reason = f"进程 {number} 写不进去（{describe_os_error(system) if system else '磁盘满了，或读写出错'}）"
         raise RunError(folder.parent, reason, "原有的检查点没有改动；检查磁盘的空间和权限。") from None
 
 
@@ -156,16 +156,16 @@ def digest_of(path: Path) -> str:
 def read_rest(path: Path) -> dict:
     """检查文件夹里的每一个文件，读出张量以外的一切；有任何不对都抛出 UserError。"""
     if not (path / STATE_NAME).exists():
-        raise UserError(path, f"缺少 {STATE_NAME}")
+        raise UserError(path, f"缺少 {STATE_NAME}", RESTORE)
     check_archive(path / STATE_NAME, "检查点")
     rest = load_state(path / STATE_NAME, mmap=False)
     if not all(isinstance(rest.get(name), dict) for name in OWN_ITEMS):
-        raise UserError(path, "内容不完整")
+        raise UserError(path, "内容不完整", RESTORE)
     for name, digest in rest["files"].items():
         if Path(name).name != name or not (path / name).is_file():
-            raise UserError(path, f"缺少 {name}")
+            raise UserError(path, f"缺少 {name}", RESTORE)
         if digest_of(path / name) != digest:
-            raise UserError(path, f"校验失败（{name}）")
+            raise UserError(path, f"校验失败（{name}）", RESTORE)
     return rest
 
 
@@ -184,7 +184,7 @@ def load_shards(path: Path, tensors: Tensors, alone: bool = False) -> None:
             warnings.filterwarnings("ignore", message="torch.distributed is")  # 只有一个进程，我们知道
             dcp.load(tensors, storage_reader=_SafeReader(path), no_dist=alone)
     except (dcp.api.CheckpointException, pickle.UnpicklingError, ValueError, RuntimeError) as error:
-        raise UserError(path, f"读不出来（{str(error).splitlines()[-1]}）") from None
+        raise UserError(path, f"读不出来（{str(error).splitlines()[-1]}）", RESTORE) from None
 
 
 class _SafeReader(dcp.FileSystemReader):

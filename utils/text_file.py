@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from utils.console import progress_bar
-from utils.errors import UserError
+from utils.errors import UserError, describe_os_error
 from utils.files import check_input_file
 
+FIND_DATA = "检查路径；随项目附带的语料和数据在 data/ 下。"
 BLOCK_BYTES = 1 << 20
 BYTE_ORDER_MARK = "\ufeff"
 
@@ -42,7 +43,7 @@ class TextFile:
     @classmethod
     def scan(cls, path: Path, encoding: str = "utf-8") -> "TextFile":
         """从头到尾读一遍；不合编码、没有内容、读不出都抛出 UserError。"""
-        check_input_file(path, "数据文件")
+        check_input_file(path, "数据文件", FIND_DATA)
         with progress_bar("检查语料", path.stat().st_size, "B") as bar:
             scanner = TextScanner(path, encoding, bar.update)
             for _ in scanner:
@@ -161,7 +162,7 @@ def _explained(path: Path) -> Iterator[None]:
     except (zlib.error, gzip.BadGzipFile):
         raise UserError(path, "不是完好的 gzip 文件", "重新下载，或解压出来再用。") from None
     except OSError as error:
-        raise UserError(path, f"读不出数据文件（{error.strerror}）") from None
+        raise UserError(path, f"读不出数据文件（{describe_os_error(error)}）", "检查磁盘和权限。") from None
 
 
 def _create_decoder(encoding: str) -> io.IncrementalNewlineDecoder:

@@ -25,7 +25,6 @@ from utils.settings import TrainingSettings
 
 FULL_PRECISION = nullcontext()  # 不做混合精度
 MAX_EVAL_TOKENS = 65_536  # 没有指定 --eval_iter 时，每次评估最多看多少个 token
-NUM_PLACES = 4  # 出错时最多列出几个样本的位置
 # Trainer 的这些属性随检查点保存
 PROGRESS = ("step", "tokens", "epoch", "samples_done", "evaluated_step", "learning_rate")
 
@@ -240,12 +239,10 @@ class Trainer:
 
     def _not_finite(self, loss: float, norm: float) -> NotFiniteError:
         """损失或梯度不是有限数：说清是哪一步、哪几个样本。"""
-        places = [self.train_loader.dataset.place_of(index) for index in self._next_indices()]
-        more = f"等 {len(places)} 处" if len(places) > NUM_PLACES else ""
-        reason = (
-            f"损失为 {loss:.4g}，梯度范数为 {norm:.4g}，学习率 {self.learning_rate:.3g}，"
-            f"这一批取自训练数据{'、'.join(places[:NUM_PLACES])}{more}"
-        )
+        indices = self._next_indices()
+        place = self.train_loader.dataset.place_of(indices[0])
+        more = f"等 {len(indices)} 处" if len(indices) > 1 else ""
+        reason = f"损失为 {loss:.4g}，梯度范数为 {norm:.4g}，学习率 {self.learning_rate:.3g}，这一批从{place}{more}取样"
         return NotFiniteError(self.step + 1, reason)
 
     def _next_indices(self) -> list[int]:

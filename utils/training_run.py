@@ -30,6 +30,7 @@ from utils.resume import MAX_FILES
 from utils.run_files import Kept, RunFiles
 from utils.run_identity import RunIdentity, compare_runs
 from utils.run_report import RunReport, RunStory
+from utils.settings import TrainingSettings
 from utils.train_utils import Evaluation, Interrupted, NotFiniteError, Trainer
 
 SAVE_SECONDS = 300.0  # 没有指定 --save_minutes 时，检查点的间隔
@@ -53,7 +54,7 @@ def format_duration(seconds: float) -> str:
     """给人看的时长，如 3 分 20 秒。"""
     minutes, seconds = divmod(round(seconds), 60)
     if minutes == 0:
-        return f"{seconds} 秒"
+        return f"{seconds} 秒" if seconds else "不到 1 秒"
     if minutes < 60:
         return f"{minutes} 分 {seconds} 秒"
     return f"{minutes / 60:.1f} 小时" if minutes < 48 * 60 else f"{minutes / 1440:.1f} 天"
@@ -301,10 +302,13 @@ class TrainingRun:
                 self.report.finish(self.files.records, status)
 
     def _advise_lower_learning_rate(self) -> str:
-        rate = f"--learning_rate {self.trainer.settings.learning_rate / 3:.2g}"
+        """小到三分之一，并且不超过默认值：学习率是 100 时，33 照样不行。"""
+        settings, usual = self.trainer.settings, TrainingSettings()
+        names = ["learning_rate"] + ["muon_learning_rate"] * (settings.optimizer == "muon")
+        rates = " ".join(f"--{name} {min(getattr(settings, name) / 3, getattr(usual, name)):.2g}" for name in names)
         if self._saved is None:
-            return f"这一步没有保存；减小学习率再试，如 {rate}。"
-        return f"这一步没有保存；从第 {self._saved[0]} 步的检查点继续，学习率小一些：--resume {rate}。"
+            return f"这一步没有保存；减小学习率再试，如 {rates}。"
+        return f"这一步没有保存；从第 {self._saved[0]} 步的检查点继续，学习率小一些：--resume {rates}。"
 
     def _leave(self, signum: int) -> None:
         """存下现在的状态，再以信号约定的退出码离开。"""

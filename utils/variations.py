@@ -59,20 +59,21 @@ def parse_assignment(text: str) -> Choice:
     return choice
 
 
-def check_names(choices: list[Choice], model_fields: list[str]) -> None:
-    """每个字段都要存在，至多变一次，也不能是预算。"""
+def check_names(fixed: list[Choice], varied: list[Choice], model_fields: list[str]) -> None:
+    """每个字段都要存在，至多变一次，也不能是预算。fixed 来自 --set，varied 来自 --vary。"""
     known = [*model_fields, *TRAINING_FIELDS, *TOKENIZER_FIELDS]
-    names = [name for choice in choices for name in choice.names]
-    for name in names:
+    flags = [("--set", name) for choice in fixed for name in choice.names]
+    flags += [("--vary", name) for choice in varied for name in choice.names]
+    names = [name for _, name in flags]
+    for flag, name in flags:
         if name in BUDGET_FIELDS:
-            raise UserError(name, "不能比较", "训练多久由 --minutes 或 --flops 决定，各配置相同。")
+            raise UserError(flag, f"不能改 {name}", "训练多久由 --minutes 或 --flops 决定，各配置相同。")
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            raise UserError(
-                name, "没有这个字段", f"是否想写 {close[0]}？" if close else f"可用的有：{'、'.join(known)}。"
-            )
+            advice = f"是否想写 {close[0]}？" if close else f"可用的有：{'、'.join(known)}。"
+            raise UserError(flag, f"没有字段 {name}", advice)
         if names.count(name) > 1:
-            raise UserError(name, "给了不止一次", "同一个字段写在一个 --set 或 --vary 里。")
+            raise UserError(flag, f"{name} 给了不止一次", "同一个字段写在一个 --set 或 --vary 里。")
 
 
 def expand(
@@ -84,14 +85,15 @@ def expand(
         base = read_values(path)
         build_config(base, path, build_model_config)
         for options in itertools.product(*(choice.options for choice in varied)):
-            changes = [(choice.names, choice.options[0]) for choice in fixed]
-            changes += [(choice.names, option) for choice, option in zip(varied, options, strict=True)]
+            changes = [("--set", choice.names, choice.options[0]) for choice in fixed]
+            changes += [("--vary", choice.names, option) for choice, option in zip(varied, options, strict=True)]
             label = ((_name_of(path, paths),) if len(paths) > 1 else ()) + tuple(map(":".join, options))
             variations.append(_vary(base, path, changes, label or (path.stem,), build_model_config))
     labels = [variation.label for variation in variations]
     for label in labels:
         if labels.count(label) > 1:
-            raise UserError("要比较的配置", f"{' '.join(label)} 给了不止一次", "去掉重复的。")
+            flag = "--vary" if varied else "--configs"
+            raise UserError(flag, f"{' '.join(label)} 给了不止一次", "去掉重复的。")
     return variations
 
 
@@ -110,11 +112,11 @@ def _vary(
     base: dict, path: Path, changes: list[tuple], label: tuple[str, ...], build_model_config: Callable[[dict], Any]
 ) -> Variation:
     values = {"training": {}, "tokenizer": {"type": "gpt2"}, **copy.deepcopy(base)}
-    for names, option in changes:
+    for _, names, option in changes:
         for name, text in zip(names, option, strict=True):
             _set_field(values, name, _parse_value(text))
-    changed = " ".join(f"{name}={text}" for names, option in changes for name, text in zip(names, option, strict=True))
-    subject = Path(f"{path}（{changed}）") if changed else path
+    changed = " ".join(f"{flag} {':'.join(names)}={':'.join(option)}" for flag, names, option in changes)
+    subject = Path(f"{changed}（{path}）") if changed else path
     config = build_config(values, subject, build_model_config)
     settings = TrainingSettings.from_sources(config.training, argparse.Namespace(), subject)
     return Variation(label, config, settings, values)

@@ -11,12 +11,13 @@ import math
 from pathlib import Path
 
 from utils.archive import NOT_A_MODEL, check_archive
-from utils.errors import UserError
-from utils.files import READ_BYTES, check_input_file, read_input_file
+from utils.errors import UserError, describe_os_error
+from utils.files import CHECK_PATH, READ_BYTES, check_input_file, read_input_file
 
 SAFETENSORS_NAME = "model.safetensors"
 HUGGING_FACE_NAMES = (SAFETENSORS_NAME, "pytorch_model.bin")  # 文件夹里两个都有时用前一个
 INDEX_NAMES = tuple(f"{name}.index.json" for name in HUGGING_FACE_NAMES)  # 分成几个文件时的目录
+DOWNLOAD_AGAIN = "重新下载或导出，或换回完好的备份。"
 LENGTH_BYTES = 8
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "BOOL": 1, "U8": 1}
 MAX_DIMENSIONS = 4
@@ -45,7 +46,11 @@ def find_weights_file(path: Path) -> Path:
             return path
         found = [path / name for name in HUGGING_FACE_NAMES if (path / name).exists()]
     except (OSError, ValueError) as error:
-        raise UserError(path, f"打不开模型文件（{getattr(error, 'strerror', error)}）") from None
+        raise UserError(path, f"打不开模型文件（{describe_os_error(error)}）", CHECK_PATH) from None
+    if path.suffix == ".ckpt":
+        folder = path.parent if path.parent.suffix == ".ckpt" else path
+        advice = f"模型在旁边的 {folder.with_suffix('')}；接着训练用 pretrain.py --resume。"
+        raise UserError(path, "是检查点的文件夹", advice)
     sharded = [name for name in INDEX_NAMES if (path / name).exists()]
     if not found and sharded:
         raise UserError(path, f"权重分成了几个文件（{sharded[0]}），读不了", "用 transformers 存成一个文件。")
@@ -78,7 +83,7 @@ def _explain_unreadable(path: Path) -> None:
         with path.open("rb") as file:
             start = file.read(len(LFS_START))
     except OSError as error:
-        raise UserError(path, f"读不出模型文件（{error.strerror}）") from None
+        raise UserError(path, f"读不出模型文件（{describe_os_error(error)}）", "检查磁盘和权限。") from None
     if start == LFS_START:
         raise UserError(path, "只是 Git LFS 的指针，不是权重", "在它的文件夹里运行 git lfs pull，或另外下载。")
     if path.suffix == ".bin" and start.startswith(LEGACY_START):
@@ -93,9 +98,10 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         shapes, end = _read_entries(header)
     except (ValueError, TypeError, KeyError):
-        raise UserError(path, f"{NOT_A_MODEL}（文件头不对）") from None
+        raise UserError(path, f"{NOT_A_MODEL}（文件头不对）", DOWNLOAD_AGAIN) from None
     if end != data_bytes:
-        raise UserError(path, f"{NOT_A_MODEL}（张量应有 {end:,} 字节，文件里有 {data_bytes:,} 字节）")
+        reason = f"{NOT_A_MODEL}（张量应有 {end:,} 字节，文件里有 {data_bytes:,} 字节）"
+        raise UserError(path, reason, DOWNLOAD_AGAIN)
     return shapes
 
 
@@ -106,7 +112,7 @@ def _read_header(path: Path) -> tuple[dict, int]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
         if not 0 < length <= min(data_bytes, MAX_HEADER_BYTES):
-            raise UserError(path, f"{NOT_A_MODEL}（文件头不对）")
+            raise UserError(path, f"{NOT_A_MODEL}（文件头不对）", DOWNLOAD_AGAIN)
         return _parse_json(path, file.read(length)), data_bytes - length
 
 
@@ -127,7 +133,7 @@ def read_json(path: Path, kind: str) -> dict:
     """权重旁边的 JSON 文件，最外层是对象；kind 是它在消息里的称呼。"""
     check_input_file(path, kind)
     if path.stat().st_size > MAX_JSON_BYTES:
-        raise UserError(path, f"太大，不是{kind}")
+        raise UserError(path, f"太大，不是{kind}", DOWNLOAD_AGAIN)
     return _parse_json(path, read_input_file(path, kind).removeprefix(codecs.BOM_UTF8), kind)
 
 
@@ -137,5 +143,5 @@ def _parse_json(path: Path, data: bytes, kind: str = "模型文件") -> dict:
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        raise UserError(path, f"已损坏或不是{kind}（里面不是合法的 JSON）")
+        raise UserError(path, f"已损坏或不是{kind}（里面不是合法的 JSON）", DOWNLOAD_AGAIN)
     return values
