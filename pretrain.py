@@ -98,7 +98,7 @@ def train(
 @on_main
 def choose_tokenizer(args: argparse.Namespace, config: ConfigFile) -> dict:
     """配置里的分词器；接着训练而语料变了，就用检查点里的，重新训练的词表接不上。"""
-    from utils.resume import recorded_tokenizer
+    from utils.checkpoint import recorded_tokenizer
 
     keeps_tokenizer = args.resume and args.allow_data_change
     return recorded_tokenizer(checkpoint_folder(args.model_path)) if keeps_tokenizer else config.tokenizer

@@ -12,9 +12,9 @@ from benchmarks.programs import run_program
 from benchmarks.tables import spread, table
 from model.config import ModelConfig
 from model.language_model import LanguageModel
-from utils.checkpoint import read_model_file, save_model
 from utils.console import hint
 from utils.labeled_text import LabeledText, read_labeled_texts, split_records
+from utils.model_file import read_model_file, save_model
 
 SEEDS = (123, 124, 125)
 ACCURACY = re.compile(r"测试准确率 ([\d.]+)%")

@@ -19,15 +19,15 @@ import torch
 
 from model.config import ModelConfig
 from model.language_model import LanguageModel
-from utils import cli, distributed, processes, shards
+from utils import cli, distributed, processes, sharded_tensor
 from utils.config_file import read_config
 from utils.console import say
 from utils.errors import UserError, run_program
+from utils.fsdp import Sharded
 from utils.gradient_norms import clip_gradients
 from utils.memory import keep_freed_memory, peak_bytes
 from utils.optimizers import build_optimizers
 from utils.settings import TrainingSettings
-from utils.sharded import Sharded
 from utils.train_utils import calc_loss_batch, evaluating
 
 CPU = torch.device("cpu")
@@ -78,7 +78,7 @@ def measure(cfg: ModelConfig, until: str, accumulation_steps: int) -> None:
             optimizer.step()
             optimizer.zero_grad()
         states = [value for optimizer in optimizers for values in optimizer.state.values() for value in values.values()]
-        moments = sum(4 * shards.local(value).numel() for value in states)
+        moments = sum(4 * sharded_tensor.local(value).numel() for value in states)
         report(f"{name}之后：权重、梯度、动量", 2 * weights / size + moments)
 
 

@@ -6,8 +6,8 @@ import torch
 
 from model.config import ModelConfig
 from model.language_model import LanguageModel
-from utils.checkpoint import save_model
 from utils.config_file import read_config
+from utils.model_file import save_model
 from utils.model_loading import load_model, open_language_model
 from utils.text_utils import Tokenizer, load_gpt2_tokenizer
 

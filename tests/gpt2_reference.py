@@ -8,8 +8,8 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from model.config import ModelConfig
 from model.language_model import LanguageModel
-from utils.checkpoint import ModelFile, build_model
 from utils.generation import Sampling, generate_tokens, read_prompt
+from utils.model_file import ModelFile, build_model
 
 SMALL = {"vocab_size": 300, "n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 4}
 CONTINUATION = 100

@@ -16,9 +16,9 @@ from model.language_model import LanguageModel
 from utils import distributed, processes
 from utils.data_loader import EpochSampler, WindowDataset, create_dataloader
 from utils.device import choose_dtype
+from utils.fsdp import Sharded
 from utils.parallel import OneProcess, Replicated
 from utils.settings import TrainingSettings
-from utils.sharded import Sharded
 from utils.streamed_state import save_streamed
 from utils.training_program import build_trainer
 

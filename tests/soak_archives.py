@@ -16,10 +16,10 @@ from soak_resume import make_trainer, start_run
 from benchmarks.machine import peak_bytes
 from conftest import tiny_config
 from model.language_model import LanguageModel
-from utils.checkpoint import load_weights, read_model_file, save_state
+from utils.checkpoint import read_checkpoint
 from utils.checkpoint_files import checkpoint_folder, list_checkpoints
 from utils.errors import UserError
-from utils.resume import read_checkpoint
+from utils.model_file import load_weights, read_model_file, save_state
 from utils.settings import TrainingSettings
 
 MEMORY_SLACK = 40_000_000  # 读取器本身和 Python 的碎片

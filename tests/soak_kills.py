@@ -17,8 +17,8 @@ from pathlib import Path
 from soak_process import SoakResult, run_forked
 
 from conftest import ROOT, timeless_report, write_config
+from utils.checkpoint import read_checkpoint
 from utils.checkpoint_files import list_checkpoints
-from utils.resume import read_checkpoint
 
 FLAGS = ("--config", "tiny.json", "--data_path", "corpus.txt")
 SAVE_EVERY = 20

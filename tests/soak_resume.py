@@ -13,10 +13,10 @@ import torch
 from conftest import timeless_report, tiny_config
 from model.language_model import LanguageModel
 from utils.budget import Budget
-from utils.checkpoint import read_model_file
 from utils.data_loader import EpochSampler, WindowDataset, create_dataloader
 from utils.device import autocast
 from utils.errors import Terminated
+from utils.model_file import read_model_file
 from utils.optimizers import build_optimizers
 from utils.run_identity import RunIdentity
 from utils.settings import TrainingSettings

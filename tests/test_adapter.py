@@ -11,9 +11,9 @@ from model.language_model import LanguageModel
 from model.lora import LoRAConfig
 from model.trainable import set_trainable
 from utils.adapter import apply_adapter, read_adapter, save_adapter
-from utils.checkpoint import save_model, save_state
 from utils.errors import UserError
 from utils.hugging_face import open_weights_file
+from utils.model_file import save_model, save_state
 
 
 @pytest.fixture

@@ -1,192 +1,219 @@
-"""utils/checkpoint.py：写出的模型文件谁都能读；读回之前先检查。"""
+"""utils/checkpoint.py：检查点留几个，坏了怎么办，接上的是不是同一次训练。逐位相同的证明在 soak_resume.py。"""
 
-import hashlib
-import random
-import zipfile
+import math
+import os
 
 import pytest
 import torch
+from soak_resume import VARIANTS, interrupted, make_trainer, start_run, uninterrupted
 
 from conftest import tiny_config
 from model.language_model import LanguageModel
-from utils.checkpoint import build_model, load_weights, read_model_file, save_model, tokenizer_of
+from utils.checkpoint import Checkpoints, read_checkpoint, recorded_tokenizer
+from utils.checkpoint_files import checkpoint_folder, list_checkpoints, step_of
 from utils.errors import UserError
-from utils.text_utils import train_tokenizer
+from utils.model_file import save_state
+from utils.settings import TrainingSettings
+
+SETTINGS = TrainingSettings(batch_size=4, eval_freq=100, epochs=1, save_every=1, save_minutes=1.0)
 
 
 @pytest.fixture
-def saved(tmp_path, corpus_text):
-    model = LanguageModel(tiny_config())
-    model.tokenizer_state = train_tokenizer(corpus_text, 300).state()
-    path = tmp_path / "model.pth"
-    save_model(path, model)
-    return model, path
+def model_path(tmp_path):
+    """训练了一轮（七步，每步存一个检查点）的模型文件。"""
+    run = start_run(make_trainer(SETTINGS), tmp_path / "model.pth")
+    run.prepare()
+    run.run()
+    return tmp_path / "model.pth"
 
 
-def same_weights(first, second) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+def steps_in(model_path) -> list[int]:
+    return [step_of(path) for path in list_checkpoints(checkpoint_folder(model_path))]
 
 
-def test_file_is_a_plain_state_dict_anyone_can_load(saved):
-    model, path = saved
-    state = torch.load(path, weights_only=True)
-    assert state["_extra_state"]["config"] == model.cfg.to_dict()
-    again = LanguageModel(tiny_config())
-    again.load_state_dict(state)
-    assert same_weights(model, again) and again.tokenizer_state == model.tokenizer_state
+def resume(model_path, settings=SETTINGS, **options):
+    run = start_run(make_trainer(settings, seed=99), model_path, **options)
+    run.prepare(is_resuming=True)
+    return run
 
 
-def test_round_trip_with_description(saved, corpus_text):
-    model, path = saved
-    file = read_model_file(path)
-    assert file.config == model.cfg.to_dict()
-    again = LanguageModel(tiny_config())
-    load_weights(again, file, "配置")
-    assert same_weights(model, again)
-    tokenizer = tokenizer_of(file, None)
-    assert tokenizer.encode(corpus_text) == train_tokenizer(corpus_text, 300).encode(corpus_text)
+def flip_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_weights": False}, {"position": "rope"}])
-def test_model_built_from_a_file_equals_the_saved_one(tmp_path, changes):
-    model = LanguageModel(tiny_config(**changes)).eval()
-    save_model(tmp_path / "model.pth", model)
-    again = build_model(lambda: LanguageModel(model.cfg), read_model_file(tmp_path / "model.pth"), "配置").eval()
-    assert same_weights(model, again) and not any(parameter.is_meta for parameter in again.parameters())
-    assert (again.out_head.weight is again.tok_emb.weight) is model.cfg.tie_weights
-    token_ids = torch.randint(0, 300, (1, 9))
-    assert torch.equal(model(token_ids), again(token_ids))
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_run_interrupted_several_times_is_bit_for_bit_the_uninterrupted_one(variant, tmp_path, one_thread):
+    (tmp_path / "whole").mkdir()
+    whole, num_places = uninterrupted(variant, tmp_path / "whole")
+    assert whole.differences(interrupted(variant, tmp_path, [3, 8, num_places // 4])) == []
 
 
-def test_tied_matrix_is_stored_once(saved):
-    model, path = saved
-    numbers = sum(parameter.numel() for parameter in model.parameters())
-    assert path.stat().st_size < numbers * 4 + 60_000
+def test_two_newest_and_the_best_are_kept(tmp_path):
+    checkpoints, trainer = Checkpoints(tmp_path / "ckpt"), make_trainer(SETTINGS)
+    losses = {10: 5.0, 20: 3.0, 30: 4.0, 40: 6.0, 50: 7.0}
+    records = []
+    for step, loss in losses.items():
+        trainer.step = step
+        records.append({"step": step, "validate_loss": loss})
+        checkpoints.save({**trainer.state(), "records": records})
+    assert [step_of(path) for path in list_checkpoints(tmp_path / "ckpt")] == [20, 40, 50]
 
 
-def test_weights_without_description_load_with_a_config(saved, tmp_path):
-    model, _ = saved
-    state = {name: value for name, value in model.state_dict().items() if name != "_extra_state"}
-    # 早期版本：位置嵌入在最外层，每层还存着因果掩码
-    state["pos_emb.weight"] = state.pop("position.pos_emb.weight")
-    state["trf_blocks.0.attn.mask"] = torch.ones(16, 16)
-    torch.save(state, tmp_path / "plain.pth")
-    file = read_model_file(tmp_path / "plain.pth")
-    assert file.config is None and file.tokenizer is None
-    again = LanguageModel(tiny_config())
-    load_weights(again, file, "配置")
-    assert same_weights(model, again)
-    assert tokenizer_of(file, None).kind == "gpt2"
+def test_newest_is_loaded_and_nothing_else_in_the_folder_is_touched(model_path):
+    assert steps_in(model_path)[-1] == 7
+    notes = checkpoint_folder(model_path) / "step-9.ckpt.txt"
+    notes.write_text("我的笔记", encoding="utf-8")
+    path, state = Checkpoints(checkpoint_folder(model_path)).load_newest()
+    assert step_of(path) == 7 and state["progress"]["step"] == 7
+    assert notes.read_text(encoding="utf-8") == "我的笔记"
+
+
+def test_damaged_newest_is_kept_and_the_one_before_is_used(model_path, capsys):
+    newest = list_checkpoints(checkpoint_folder(model_path))[-1]
+    flip_bit(newest)
+    damaged = newest.read_bytes()
+    run = resume(model_path)
+    assert run.trainer.step == 6
+    assert capsys.readouterr().err == f"警告：{newest} 不能用（校验失败（内容）），改用 step-00000006.ckpt\n"
+    assert newest.read_bytes() == damaged
+    run.run()  # 又走到第七步，写出同名的检查点
+    assert newest.with_name(newest.name + ".bak").read_bytes() == damaged
+    assert read_checkpoint(newest)["progress"]["step"] == 7
+
+
+def test_all_damaged_lists_every_file_and_deletes_nothing(model_path):
+    paths = list_checkpoints(checkpoint_folder(model_path))
+    flip_bit(paths[0])
+    for path in paths[1:]:
+        path.write_bytes(b"")
+    before = [path.read_bytes() for path in paths]
+    with pytest.raises(UserError) as error:
+        resume(model_path)
+    assert all(path.name in str(error.value) for path in paths)
+    assert "校验失败" in str(error.value) and "已损坏或不是检查点" in str(error.value)
+    assert [path.read_bytes() for path in paths] == before
+
+
+def test_newer_format_says_so_instead_of_falling_back(model_path):
+    newest = list_checkpoints(checkpoint_folder(model_path))[-1]
+    state = torch.load(newest, weights_only=True)
+    save_state(newest, {**state, "format": 2})
+    with pytest.raises(UserError, match="由更新的版本写出"):
+        resume(model_path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    "change",
     [
-        ({"emb_dim": 64}, "emb_dim 权重为 32，配置为 64"),
-        ({"vocab_size": 400}, "vocab_size 权重为 300，配置为 400"),
-        ({"context_length": 32}, "context_length 权重为 16，配置为 32"),
-        ({"num_layers": 3}, "num_layers 权重为 2，配置为 3"),
-        ({"hidden_dim": 64}, r"ff.layers.*在文件里是.*按配置应是"),
-        ({"norm": "rms_norm"}, "norm.*在文件里是.*按配置应没有"),
+        lambda state: state.pop("random"),
+        lambda state: state.update(optimizers=[{0: {"exp_avg": torch.full((2,), torch.nan)}}]),
+        lambda state: state["progress"].update(step=7.5),
+        lambda state: state["progress"].update(samples_done=-3),
+        lambda state: state["progress"].update(learning_rate=math.nan),
+        lambda state: state["records"][0].update(validate_loss="x"),
+        lambda state: state["run"].update(settings=3),
+        lambda state: state.update(is_finished=None),
+        lambda state: state["progress"].update(step="七"),
+        lambda state: state["progress"].pop("tokens"),
+        lambda state: state.update(records=[{"step": 1}]),
+        lambda state: state.update(records=[]),
+        lambda state: state.update(seconds=None),
+        lambda state: state.update(run={}),
+        lambda state: state.update(format="1"),
+        lambda state: state["model"].update(x=torch.tensor(torch.inf)),
+        lambda state: state.update(model=[1]),
     ],
 )
-def test_mismatch_names_the_field(saved, changes, message):
-    with pytest.raises(UserError, match=message):
-        load_weights(LanguageModel(tiny_config(**changes)), read_model_file(saved[1]), "x.json")
+def test_incomplete_checkpoint_counts_as_damaged(model_path, change):
+    newest = list_checkpoints(checkpoint_folder(model_path))[-1]
+    state = torch.load(newest, weights_only=True)
+    change(state)
+    save_state(newest, state)
+    assert resume(model_path).trainer.step == 6
 
 
-def test_attention_without_output_projection_loads_as_identity(saved, tmp_path):
-    model, _ = saved
-    state = {name: value for name, value in model.state_dict().items() if "attn.out_proj" not in name}
-    del state["_extra_state"]
-    torch.save(state, tmp_path / "old.pth")
-    again = LanguageModel(tiny_config())
-    load_weights(again, read_model_file(tmp_path / "old.pth"), "配置")
-    attention, x = again.trf_blocks[0].attn, torch.randn(1, 3, 32)
-    assert torch.equal(attention.out_proj(x), x)
+@pytest.mark.parametrize(
+    "change",
+    [lambda values: values.pop("exp_avg_sq"), lambda values: values.update(exp_avg=torch.tensor(1.0))],
+    ids=["missing", "scalar"],
+)
+def test_state_that_does_not_fit_the_parameters_is_refused(model_path, change):
+    newest = list_checkpoints(checkpoint_folder(model_path))[-1]
+    state = torch.load(newest, weights_only=True)
+    change(state["optimizers"][0][0])
+    save_state(newest, state)
+    with pytest.raises(UserError, match="里面的训练状态与现在的模型不符"):
+        resume(model_path)
 
 
-def test_untied_weights_are_not_silently_tied(tmp_path):
-    untied = LanguageModel(tiny_config(tie_weights=False))
-    save_model(tmp_path / "untied.pth", untied)
-    with pytest.raises(UserError, match="tie_weights"):
-        load_weights(LanguageModel(tiny_config()), read_model_file(tmp_path / "untied.pth"), "x.json")
+def test_model_of_another_shape_is_refused(model_path):
+    run = start_run(make_trainer(SETTINGS), model_path)
+    run.trainer.model = LanguageModel(tiny_config(num_layers=1))
+    with pytest.raises(UserError, match="num_layers"):
+        start_run(run.trainer, model_path).prepare(is_resuming=True)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_named(saved, value):
-    model, path = saved
-    with torch.no_grad():
-        model.trf_blocks[1].norm2.weight[3] = value
-    save_model(path, model)
-    with pytest.raises(UserError, match="trf_blocks.1.norm2.weight"):
-        read_model_file(path)
+def test_leftover_of_a_killed_save_is_removed(model_path):
+    leftover = checkpoint_folder(model_path) / ".step-00000008.ckpt.abcdefg1.tmp"
+    leftover.write_bytes(b"half")
+    resume(model_path)
+    assert not leftover.exists()
 
 
-def test_flipped_bits_never_load_with_changed_weights(saved):
-    model, path = saved
-    whole, generator = path.read_bytes(), random.Random(0)
-    for _ in range(300):
-        damaged = bytearray(whole)
-        damaged[generator.randrange(len(whole))] ^= 1 << generator.randrange(8)
-        path.write_bytes(damaged)
-        try:
-            file = read_model_file(path)
-            again = LanguageModel(tiny_config())
-            load_weights(again, file, "x.json")
-        except UserError:
-            continue
-        assert same_weights(model, again)
+def test_fresh_run_keeps_the_checkpoints_of_the_one_before(model_path, capsys):
+    before = {path.name: path.read_bytes() for path in list_checkpoints(checkpoint_folder(model_path))}
+    run = start_run(make_trainer(SETTINGS), model_path)
+    run.prepare()
+    assert "要接着" in capsys.readouterr().err
+    run.run()
+    kept = model_path.with_name("model.pth.ckpt.bak")
+    assert {path.name: path.read_bytes() for path in list_checkpoints(kept)} == before
 
 
-@pytest.mark.parametrize("fraction", [0, 0.001, 0.3, 0.9, 0.9999])
-def test_truncated_files_are_refused(saved, fraction):
-    path = saved[1]
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * fraction)])
-    with pytest.raises(UserError, match="已损坏或不是模型文件"):
-        read_model_file(path)
+def test_learning_rate_of_the_new_command_takes_effect(model_path, capsys):
+    settings = TrainingSettings(batch_size=4, eval_freq=100, epochs=2, learning_rate=0.125)
+    run = resume(model_path, settings)
+    assert {group["peak_lr"] for group in run.trainer.optimizers[0].param_groups} == {0.125}
+    assert "learning_rate 由 0.0004 改为 0.125" in capsys.readouterr().err
 
 
-class Malicious:
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return open, (str(self.target), "w")
-
-
-@pytest.mark.parametrize("is_legacy", [True, False])
-def test_code_in_a_pickle_is_not_executed(tmp_path, is_legacy):
-    path, evidence = tmp_path / "evil.pth", tmp_path / "evidence"
-    torch.save({"tok_emb.weight": Malicious(evidence)}, path, _use_new_zipfile_serialization=not is_legacy)
-    with pytest.raises(UserError):
-        read_model_file(path)
-    assert not evidence.exists()
+def test_smaller_batch_continues_with_the_same_samples(model_path):
+    settings = TrainingSettings(batch_size=2, accumulation_steps=2, eval_freq=100, epochs=2)
+    trainer = resume(model_path, settings).trainer
+    trainer.epoch, trainer.samples_done = 2, 4  # 第二轮做了一步
+    inputs = torch.cat([inputs for inputs, _ in next(trainer._grouped_batches())])
+    sampler = trainer.train_loader.sampler
+    sampler.epoch, sampler.done = 2, 0
+    expected = [trainer.train_loader.dataset[index][0] for index in list(sampler)[4:8]]
+    assert torch.equal(inputs, torch.stack(expected))
 
 
-def test_compressed_archive_is_refused(saved, tmp_path):
-    bomb = tmp_path / "bomb.pth"
-    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", b"\0" * 50_000_000)
-    with pytest.raises(UserError, match="已损坏或不是模型文件"):
-        read_model_file(bomb)
+def test_other_data_needs_a_flag(model_path):
+    with pytest.raises(UserError, match="数据与检查点记录的不同.*--allow_data_change"):
+        resume(model_path, data="别的")
+    run = start_run(make_trainer(SETTINGS), model_path, data="别的")
+    run.prepare(is_resuming=True, allow_data_change=True)
+    assert run.trainer.step == 7
 
 
-def test_tensor_that_pretends_to_be_huge_is_refused(tmp_path):
-    torch.save({"tok_emb.weight": torch.zeros(1).expand(10**12)}, tmp_path / "huge.pth")
-    with pytest.raises(UserError, match="tok_emb.weight"):
-        read_model_file(tmp_path / "huge.pth")
+def test_tokenizer_is_recorded_with_the_model(model_path):
+    assert recorded_tokenizer(checkpoint_folder(model_path)) == {"type": "gpt2"}
 
 
-@pytest.mark.parametrize("content", [{}, [1, 2], {"a": 1}, {1: torch.ones(2)}, torch.ones(3)], ids=str)
-def test_other_torch_files_are_refused(tmp_path, content):
-    torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="已损坏或不是模型文件"):
-        read_model_file(tmp_path / "other.pth")
+@pytest.mark.skipif(os.name == "nt", reason="Windows 没有 RLIMIT_FSIZE")
+def test_failed_save_leaves_the_previous_checkpoints(model_path):
+    import resource
 
-
-def test_saving_the_same_model_gives_the_same_bytes(saved, tmp_path):
-    model, path = saved
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    save_model(path, model)
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    before = {path.name: path.read_bytes() for path in list_checkpoints(checkpoint_folder(model_path))}
+    run = resume(model_path, TrainingSettings(batch_size=4, eval_freq=100, epochs=2, save_every=1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"step-00000008.ckpt：写不进去（超出了文件大小的限制），需要 4\d\d KB"):
+            run.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    after = {path.name: path.read_bytes() for path in checkpoint_folder(model_path).iterdir()}
+    assert after == before

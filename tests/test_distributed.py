@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from conftest import ROOT, free_port, last_of_each, rank_environment, write_config
-from utils.checkpoint import read_model_file
 from utils.checkpoint_files import checkpoint_folder, list_checkpoints
+from utils.model_file import read_model_file
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="torch 的 Windows 版没有 gloo 以外的进程组，torchrun 未测"

@@ -15,12 +15,12 @@ from conftest import ROOT, run, write_config
 from explain import same_generation
 from model.config import ModelConfig
 from model.language_model import LanguageModel
-from utils.checkpoint import read_model_file, save_model
 from utils.explain_page import data as page_data_module
 from utils.explain_page.data import choose_layers, token_section, whole_characters
 from utils.explain_page.pack import pack, pack_half, show_text
 from utils.explain_page.page import SOURCE, embed_json, find_source
 from utils.generation import Sampling
+from utils.model_file import read_model_file, save_model
 from utils.model_loading import load_model
 from utils.text_utils import Tokenizer, load_gpt2_tokenizer, train_tokenizer
 from utils.trace import BlockTrace, Trace, token_probabilities

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from conftest import run, tiny_config
 from model.config import ModelConfig
 from model.language_model import LanguageModel
-from utils.checkpoint import read_model_file, save_model, tokenizer_of
 from utils.hugging_face import read_weights_file
+from utils.model_file import read_model_file, save_model, tokenizer_of
 from utils.text_utils import load_gpt2_tokenizer, train_tokenizer
 
 EVERY_FILE = {

@@ -20,9 +20,9 @@ import torch
 
 from conftest import ROOT, TINY_MODEL, run, tiny_config, write_config
 from model.language_model import LanguageModel
-from utils.checkpoint import read_model_file, save_model, tokenizer_of
 from utils.errors import UserError
 from utils.generation import Sampling, generate_text
+from utils.model_file import read_model_file, save_model, tokenizer_of
 
 LONG_NAME = "长" * 100  # UTF-8 是 300 字节，超过文件名的上限 255
 

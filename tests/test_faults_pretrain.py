@@ -13,8 +13,8 @@ import torch
 
 from conftest import ROOT, TINY_FILE, last_of_each, make_corpus, run, write_config
 from utils import cli
-from utils.checkpoint import read_model_file
 from utils.files import check_output_path
+from utils.model_file import read_model_file
 
 HUGE = "1" + "0" * 30
 LONG_NAME = "长" * 100  # UTF-8 是 300 字节，超过文件名的上限 255

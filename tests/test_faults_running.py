@@ -19,10 +19,10 @@ from soak_kills import SETTINGS
 from soak_process import SoakResult, run_forked
 
 from conftest import last_of_each, write_config
-from utils.checkpoint import read_model_file, save_state
+from utils.checkpoint import read_checkpoint
 from utils.checkpoint_files import list_checkpoints, step_of
 from utils.file_lock import output_lock
-from utils.resume import read_checkpoint
+from utils.model_file import read_model_file, save_state
 
 pty = pytest.importorskip("pty", reason="Windows 没有伪终端和 fork")
 resource = pytest.importorskip("resource")

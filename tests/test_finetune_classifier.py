@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from conftest import last_of_each, report_data, run
-from utils.checkpoint import read_model_file
 from utils.labeled_text import read_labeled_texts, split_records
+from utils.model_file import read_model_file
 
 GOOD, BAD = ("回家吃饭", "明天开会", "孩子放学", "谢谢你", "晚上见"), ("免费领取", "点击链接", "中奖", "加微信", "贷款")
 RESULT = re.compile(r"测试准确率 (\d+\.\d\d)%（第 (\d+) 步的权重）")

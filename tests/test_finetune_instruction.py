@@ -6,7 +6,7 @@ import re
 import pytest
 
 from conftest import last_of_each, run, write_config
-from utils.checkpoint import read_model_file
+from utils.model_file import read_model_file
 
 WORDS = ("悟空", "八戒", "沙僧", "唐僧", "白马", "龙王", "妖怪", "菩萨", "猴王", "大圣")
 

@@ -11,7 +11,7 @@ from gpt2_reference import continue_reference
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import last_of_each, run, write_config
-from utils.checkpoint import read_model_file
+from utils.model_file import read_model_file
 
 DATA = {
     "pretrain.py": "corpus.txt",

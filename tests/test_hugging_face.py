@@ -16,7 +16,6 @@ from conftest import tiny_config
 from model.config import ModelConfig
 from model.language_model import LanguageModel
 from model.layer_norm import EPS
-from utils.checkpoint import read_model_file, save_model
 from utils.errors import UserError
 from utils.hugging_face import (
     from_hugging_face,
@@ -27,6 +26,7 @@ from utils.hugging_face import (
     write_safetensors,
 )
 from utils.hugging_face_config import NORM_EPS
+from utils.model_file import read_model_file, save_model
 from utils.weights_file import read_shapes
 
 HEADER_START = 8

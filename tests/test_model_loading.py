@@ -7,8 +7,8 @@ from conftest import tiny_config
 from model.classifier import Classifier
 from model.config import ModelConfig
 from model.language_model import LanguageModel
-from utils.checkpoint import open_model_file, save_model
 from utils.errors import UserError
+from utils.model_file import open_model_file, save_model
 from utils.model_loading import load_model, move_model, open_language_model
 from utils.text_utils import train_tokenizer
 

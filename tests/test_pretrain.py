@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from conftest import ROOT, last_of_each, make_corpus, report_data, run, write_config
 from model.config import ModelConfig
 from model.language_model import LanguageModel
-from utils.checkpoint import load_weights, read_model_file
 from utils.config_file import read_config
+from utils.model_file import load_weights, read_model_file
 from utils.settings import TrainingSettings
 from utils.text_utils import Tokenizer
 from utils.train_utils import calc_loss_loader, evaluation_loader

@@ -19,11 +19,11 @@ from test_training_run import after_step, before_step, make_trainer, start
 from conftest import report_data, timeless_report
 from utils import run_report
 from utils.budget import Budget
+from utils.checkpoint import read_checkpoint
 from utils.checkpoint_files import list_checkpoints
 from utils.cli import command_line
 from utils.errors import RunError, Terminated
 from utils.gradient_norms import clip_gradients, norms_by_part
-from utils.resume import read_checkpoint
 from utils.run_history import Observation, RunHistory, Sample
 from utils.run_page import PageData, chart_data, format_clock, render_page, script_json
 from utils.run_report import RunStory

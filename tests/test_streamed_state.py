@@ -4,7 +4,7 @@ import torch
 
 from conftest import tiny_config
 from model.language_model import LanguageModel
-from utils.checkpoint import read_model_file, save_model
+from utils.model_file import read_model_file, save_model
 from utils.streamed_state import save_streamed
 
 
@@ -23,7 +23,7 @@ def test_padding_of_unequal_shares_is_not_written(tmp_path, monkeypatch):
     model = LanguageModel(tiny_config())
     model.tokenizer_state = {"type": "gpt2"}
     save_model(tmp_path / "whole.pth", model)
-    monkeypatch.setattr("utils.shards.whole", lambda tensor: torch.cat((tensor, tensor[:1]))[: len(tensor)])
+    monkeypatch.setattr("utils.sharded_tensor.whole", lambda tensor: torch.cat((tensor, tensor[:1]))[: len(tensor)])
     save_streamed(tmp_path / "streamed.pth", model.plain_state_dict())
     assert (tmp_path / "streamed.pth").read_bytes() == (tmp_path / "whole.pth").read_bytes()
 

@@ -13,10 +13,10 @@ import torch
 from conftest import tiny_config
 from model.language_model import LanguageModel
 from utils.budget import Budget
-from utils.checkpoint import read_model_file
 from utils.console import display_width
 from utils.data_loader import EpochSampler, WindowDataset, create_dataloader
 from utils.errors import RunError, Terminated
+from utils.model_file import read_model_file
 from utils.optimizers import build_optimizers
 from utils.run_files import Kept, RunFiles
 from utils.run_identity import RunIdentity

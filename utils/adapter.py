@@ -7,9 +7,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from utils.archive import check_archive
-from utils.checkpoint import DESCRIPTION_KEY, check_tensors, load_state, save_state
 from utils.cli import LORA_PROJECTIONS
 from utils.errors import UserError
+from utils.model_file import DESCRIPTION_KEY, check_tensors, load_state, save_state
 from utils.processes import is_main
 
 LORA_PREFIX = "lora_"  # 与 model/lora.py 的 PREFIX 相同

@@ -1,240 +1,233 @@
-"""模型文件：写出权重和自述，读回之前先检查。"""
+"""续练用的检查点：<model_path>.ckpt/step-00000123.ckpt，留最近两个和验证损失最低的一个。道理见 docs/可靠性.md。"""
 
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from utils import shards
-from utils.archive import NOT_A_MODEL, ONLY_OURS, RESTORE, check_archive, write_sealed
-from utils.checkpoint_files import size_of
-from utils.errors import UserError, is_out_of_memory
-from utils.files import write_atomically
-from utils.processes import is_main
-from utils.text_utils import Tokenizer, load_gpt2_tokenizer
+from utils.archive import RESTORE, check_archive
+from utils.checkpoint_files import FROM_SCRATCH, NAME, list_checkpoints, size_of, step_of
+from utils.console import hint
+from utils.errors import RunError, UserError, describe_os_error
+from utils.files import TEMPORARY_SUFFIX, keep_backup, megabytes, remove_leftovers, sync_folder
+from utils.model_file import check_tensors, load_state, load_weights, model_file_of, save_state, tokenizer_of
+from utils.parallel import MODES
+from utils.processes import on_main
+from utils.run_history import RunHistory
+from utils.run_identity import RunIdentity
+from utils.train_utils import PROGRESS, Evaluation, Trainer
 
-SAME_CONFIG = "换用训练它时的配置，或换一个模型文件。"
-DESCRIPTION_KEY = "_extra_state"  # LanguageModel.get_extra_state 的结果在 state_dict 里的名字
-DESCRIPTION_FIELDS = ("config", "tokenizer", "origin", "labels", "template")
-WEIGHT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool)  # bool 是早期版本的因果掩码
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """模型文件的内容。没有自述的文件（只有权重）其余各项为 None。"""
-
-    path: Path
-    weights: dict[str, Tensor]
-    config: dict | None
-    tokenizer: dict | None
-    origin: dict | None  # 第几步的权重，验证损失多少
-    labels: list[str] | None = None  # 分类模型的标签
-    template: str | None = None  # 指令模型的提示语模板
+FORMAT = 1  # 检查点里的东西变了就加一
+NUM_NEWEST = 2
+MAX_FILES = NUM_NEWEST + 2  # 最近的、最好的，和正在写的
+REMOVED = "removed_"  # 正在删的文件夹，与正在写的一样是八个字符
+TEMPORARY_FOLDER = re.compile(rf"\.(?:{NAME.pattern})\.[a-z0-9_]{{8}}{re.escape(TEMPORARY_SUFFIX)}")
 
 
-def save_state(path: Path, state: dict, keep_old: bool = False) -> Path | None:
-    """把装着张量的字典写成带封印的文件；keep_old 同 write_atomically。"""
-    num_bytes = count_bytes(state)
-    return write_atomically(path, lambda file: write_sealed(file, partial(torch.save, state)), keep_old, num_bytes)
+class Checkpoints:
+    """一次训练的检查点文件夹。"""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._damaged: set[Path] = set()
+
+    @on_main
+    def set_aside(self) -> None:
+        """从头训练，写第一个文件之前：以前的检查点连文件夹改名保留。"""
+        if self.folder.exists():
+            size = size_of(self.folder)
+            backup = keep_backup(self.folder)
+            hint(f"已有的 {self.folder} 保留为 {backup.name}（{megabytes(size)}，用不着就可以删掉）")
+
+    @on_main
+    def remove_leftovers(self) -> None:
+        """删去上次被杀死时没来得及删的临时文件和文件夹。"""
+        remove_leftovers(self.folder, NAME.pattern)
+        for path in self.folder.glob(f".*{TEMPORARY_SUFFIX}"):
+            if path.is_dir() and not path.is_symlink() and TEMPORARY_FOLDER.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def save(self, state: dict) -> Path:
+        """写出一个检查点，再删去用不着的旧的。state 见 training_run.py。"""
+        self._create_folder()
+        path = self.folder / f"step-{state['progress']['step']:08d}.ckpt"
+        self._write(path, {"format": FORMAT, **state}, keep_old=path in self._damaged)
+        self._prune(state["records"])
+        return path
+
+    @on_main
+    def _create_folder(self) -> None:
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunError(self.folder, f"建不了文件夹（{describe_os_error(error)}）", "检查磁盘和权限。") from None
+        sync_folder(self.folder.parent)
+
+    def check_folder(self) -> None:
+        """训练之前看这个文件夹合不合用；进程 0 能写已经由 training_output.py 看过。"""
+
+    def _write(self, path: Path, state: dict, keep_old: bool) -> None:
+        if path.is_dir():  # 同一步，FSDP 存过；文件不能直接顶替文件夹
+            if keep_old:
+                keep_backup(path)
+            else:
+                remove_checkpoint(path)
+            keep_old = False
+        save_state(path, state, keep_old)
+
+    @on_main
+    def _prune(self, records: list[dict]) -> None:
+        """只留最近的 NUM_NEWEST 个和验证损失最低的一个；坏了的不动。"""
+        paths = [path for path in list_checkpoints(self.folder) if path not in self._damaged]
+
+        def loss(path: Path) -> float:
+            """不晚于它的最后一次评估。"""
+            return [record["validate_loss"] for record in records if record["step"] <= step_of(path)][-1]
+
+        for path in set(paths) - set(paths[-NUM_NEWEST:]) - {min(paths, key=loss)}:
+            with contextlib.suppress(OSError):  # 删不掉的旧检查点留着也无害
+                remove_checkpoint(path)
+
+    def load_newest(self) -> tuple[Path, dict]:
+        """最新的完好的检查点和它的内容；坏了的说一声，留在原处。"""
+        problems = {}
+        for path in reversed(list_checkpoints(self.folder)):
+            try:
+                state = self._read(path)
+            except DamagedError as error:
+                problems[path] = error.reason
+                continue
+            for damaged, reason in problems.items():
+                hint(f"警告：{damaged} 不能用（{reason}），改用 {path.name}")
+            self._damaged = set(problems)
+            return path, state
+        reasons = "；".join(f"{path.name} {reason}" for path, reason in problems.items())
+        raise UserError(self.folder, f"没有完好的检查点（{reasons}）", FROM_SCRATCH)
+
+    def _read(self, path: Path) -> dict:
+        return read_checkpoint(path)
+
+    def load_into(self, trainer: Trainer, path: Path, state: dict) -> None:
+        """把 load_newest 读出的权重和训练状态装进 trainer；形状不符就抛出 UserError。"""
+        load_weights(trainer.model, state["model"], "现在的配置")
+        load_progress(trainer, path, state)
 
 
-def count_bytes(state: object) -> int:
-    """里面的张量一共多少字节；共用的存储只算一次。"""
-    sizes = {}
-
-    def visit(value: object) -> None:
-        if isinstance(value, Tensor):
-            sizes[shards.local(value).data_ptr()] = value.numel() * value.element_size()
-        for item in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
-            visit(item)
-
-    visit(state)
-    return sum(sizes.values())
-
-
-def save_model(path: Path, model: nn.Module, keep_old: bool = False, origin: dict | None = None) -> Path | None:
-    """把 state_dict 写成谁都能用 torch.load(path, weights_only=True) 读的文件；origin 见 ModelFile。"""
-    state = model.plain_state_dict()
-    if origin:
-        state[DESCRIPTION_KEY] = {**state[DESCRIPTION_KEY], "origin": origin}
-    if any(map(shards.is_sharded, model.parameters())):
-        from utils.streamed_state import save_streamed
-
-        return save_streamed(path, state, keep_old)
-    return save_state(path, state, keep_old) if is_main() else None
-
-
-def read_model_file(path: Path) -> ModelFile:
-    """检查并读出模型文件到 CPU；有任何不对都抛出 UserError，不执行文件里的任何代码。"""
-    check_archive(path)
-    return open_model_file(path)
-
-
-def open_model_file(path: Path) -> ModelFile:
-    """read_model_file 的后一半，用在 check_archive 已经通过之后。权重映射在文件上，用到哪里才读到哪里。"""
-    state = load_state(path, mmap=str(path).isprintable())  # 文件名里有孤立的代理字符时 torch 映射不了
-    return model_file_of(path, state.get("model", state))  # 也可以是续练用的检查点
-
-
-def load_state(path: Path, mmap: bool) -> dict:
-    """读出 check_archive 已经通过的文件里的字典。"""
+def load_progress(trainer: Trainer, path: Path, state: dict) -> None:
+    """装进权重以外的部分。"""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # 内容不可信，读取器抛出什么都可能
-        if is_out_of_memory(error):
-            raise
-        raise UserError(path, f"{NOT_A_MODEL}（含有权重以外的内容，已拒绝读取）", ONLY_OURS) from None
-    if not isinstance(state, dict):
-        raise UserError(path, NOT_A_MODEL, ONLY_OURS)
+        trainer.load_progress(state)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError):
+        raise UserError(path, "里面的训练状态与现在的模型不符", FROM_SCRATCH) from None
+
+
+def remove_checkpoint(path: Path) -> None:
+    """删去一个检查点；文件夹先改名，删到一半断电也不会被当作检查点。"""
+    if path.is_dir():
+        hidden = path.with_name(f".{path.name}.{REMOVED}{TEMPORARY_SUFFIX}")
+        os.replace(path, hidden)
+        shutil.rmtree(hidden)
+    else:
+        path.unlink()
+
+
+def recorded_tokenizer(folder: Path) -> dict:
+    """检查点里的分词器；数据改过之后还要用原来的词表。"""
+    return tokenizer_of(Checkpoints(folder).load_newest()[1]["model"], None).state()
+
+
+class DamagedError(UserError):
+    """检查点坏了，可以试试更早的。"""
+
+
+def read_checkpoint(path: Path) -> dict:
+    """读出并检查一个检查点：坏了抛出 DamagedError，新版本写的抛出 UserError。
+
+    张量在内存里，不映射文件：训练会改写它们。
+    """
+    return check_state(path, lambda: _load(path), _check_tensors)
+
+
+def _load(path: Path) -> dict:
+    if path.is_dir():  # FSDP 存的
+        from utils.fsdp_checkpoint import read_whole
+
+        return read_whole(path)
+    check_archive(path, "检查点")
+    return load_state(path, mmap=False)
+
+
+def check_state(path: Path, load: Callable[[], dict], check_tensors: Callable[[Path, dict], None]) -> dict:
+    """load() 读出的检查点，内容都检查过；张量由 check_tensors 检查。"""
+    try:
+        state = load()
+    except UserError as error:
+        raise DamagedError(path, error.reason, RESTORE) from None
+    version = state.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        raise UserError(path, f"由更新的版本写出（格式 {version}，这里认识 {FORMAT}）", "更新 PocketLLM 再继续。")
+    try:
+        _check_structure(state)
+        check_tensors(path, state)
+    except (UserError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise DamagedError(path, getattr(error, "reason", "内容不完整"), RESTORE) from None
     return state
 
 
-def model_file_of(path: Path, state: Any) -> ModelFile:
-    """检查 path 里读出的 state_dict。"""
-    description = state.pop(DESCRIPTION_KEY, None) or {} if isinstance(state, dict) else None
-    if not isinstance(description, dict):
-        raise UserError(path, NOT_A_MODEL, ONLY_OURS)
-    if not _is_description(description):
-        raise UserError(path, NOT_A_MODEL, ONLY_OURS)
-    check_tensors(path, state)
-    return ModelFile(path, dict(state), *(description.get(name) for name in DESCRIPTION_FIELDS))
+def _check_structure(state: dict) -> None:
+    """张量以外的各项都在，类型和范围都对；不对就抛出任何一种错误。"""
+    progress, run = state["progress"], state["run"]
+    counts = [value for name, value in progress.items() if name != "learning_rate" and value is not None]
+    is_right = (
+        state["format"] == FORMAT
+        and progress.keys() == set(PROGRESS)
+        and all(type(value) is int and value >= 0 for value in counts)
+        and (None not in progress.values() or progress["evaluated_step"] is None)
+        and _is_number(progress["learning_rate"])
+        and _is_number(state["seconds"])
+        and isinstance(state["is_finished"], bool)
+        and run.keys() == {item.name for item in fields(RunIdentity)}
+        and all(isinstance(run[name], dict) for name in ("config", "settings", "environment"))
+        and _are_random_states(state["random"])
+        and (state.get("processes") is None or _are_processes(**state["processes"]))
+        and len(state["records"]) > 0
+        and all(map(_is_record, state["records"]))
+    )
+    if not is_right:
+        raise ValueError
+    state["history"] = RunHistory.from_state(state.get("history") or RunHistory().state())  # 早期的检查点没有
+    json.dumps(run)  # 里面只有基本类型，才能与现在的比较
 
 
-def _is_description(description: dict) -> bool:
-    """自述里各项的类型都对；配置和词表由用到它们的地方检查。"""
-    labels, template, origin = (description.get(name) for name in ("labels", "template", "origin"))
-    has_labels = isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)
-    has_origin = isinstance(origin, dict) and isinstance(origin.get("step"), int) and "validate_loss" in origin
-    has_loss = has_origin and isinstance(origin["validate_loss"], (float, type(None)))
-    return (labels is None or has_labels) and isinstance(template, (str, type(None))) and (origin is None or has_loss)
+def _check_tensors(path: Path, state: dict) -> None:
+    """权重和动量都是有限数。"""
+    for index, optimizer in enumerate(state["optimizers"]):
+        for number, values in optimizer.items():
+            check_tensors(path, {f"optimizers.{index}.{number}.{name}": value for name, value in values.items()})
+    state["model"] = model_file_of(path, state["model"])
 
 
-def check_tensors(path: Path, weights: dict[Any, Any]) -> None:
-    """path 里读出的 {名字: 张量} 都是普通、完整、有限的数。"""
-    size = size_of(path)
-    for name, tensor in weights.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise UserError(path, NOT_A_MODEL, ONLY_OURS)
-        # 步长为 0 的张量几个字节就能冒充天文数字的大小，先查形状再碰数值
-        is_dense = tensor.layout == torch.strided and tensor.is_contiguous()
-        if not is_dense or tensor.numel() * tensor.element_size() > size:
-            raise UserError(path, f"{NOT_A_MODEL}（张量 {name} 的存储方式不对）", ONLY_OURS)
-        if tensor.dtype not in WEIGHT_DTYPES:
-            raise UserError(path, f"{NOT_A_MODEL}（权重 {name} 的类型是 {tensor.dtype}）", ONLY_OURS)
-        if not _all_finite(tensor):
-            raise UserError(path, f"权重 {name} 里有 NaN 或无穷大", "换用训练正常时保存的模型。")
-    if not weights:
-        raise UserError(path, f"{NOT_A_MODEL}（没有权重）", ONLY_OURS)
+def _are_random_states(*states: dict) -> bool:
+    return all(value.dtype == torch.uint8 for state in states for value in (state["cpu"], *state.values()))
 
 
-def _all_finite(tensor: Tensor) -> bool:
-    """和是有限数，各项就都是；和溢出时再逐个看。求和只读一遍，不建立同样大的布尔表。"""
-    return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
+def _are_processes(mode: str, random: list[dict]) -> bool:
+    """几个进程一起训练时记下的：并行方式，各个进程的随机状态。"""
+    return mode in MODES and len(random) > 1 and _are_random_states(*random)
 
 
-class _SkipInit(TorchFunctionMode):
-    """nn.init 的函数什么也不做：马上要装进现成的权重，不必先抽一亿个随机数。"""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, "__module__", None) == nn.init.__name__:
-            return None
-        return func(*args, **(kwargs or {}))
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
-def build_model(make_model: Callable[[], nn.Module], file: ModelFile, config_name: object) -> nn.Module:
-    """建立只有形状的模型，再把文件里的张量直接放上去：不抽随机数，也不复制权重。"""
-    with torch.device("meta"), _SkipInit():
-        model = make_model()
-    model.position = type(model.position)(model.cfg)  # RoPE 的正弦和余弦不在文件里
-    load_weights(model, file, config_name, assign=True)
-    if model.cfg.tie_weights:
-        model.out_head.weight = model.tok_emb.weight
-    return model
-
-
-def load_weights(model: nn.Module, file: ModelFile, config_name: object, assign: bool = False) -> None:
-    """把权重装进模型；形状不符时抛出 UserError，说明是哪个配置字段不对。config_name 是配置在消息里的称呼。
-
-    assign 时直接用文件里的张量代替模型的，不复制。
-    """
-    check_config(file, model.cfg, config_name)
-    weights = _with_our_names(file.weights)
-    expected = {name: value for name, value in model.state_dict().items() if name != DESCRIPTION_KEY}
-    for name in expected.keys() | weights.keys():
-        ours, theirs = (f"是 {tuple(w[name].shape)}" if name in w else "没有" for w in (expected, weights))
-        if ours != theirs:
-            reason = f"与 {config_name} 不符：{name} 在文件里{theirs}，按配置应{ours}"
-            raise UserError(file.path, reason, SAME_CONFIG)
-    if model.cfg.tie_weights and not _same_matrix(weights["tok_emb.weight"], weights["out_head.weight"]):
-        advice = '在配置里写上 "tie_weights": false。'
-        raise UserError(file.path, f"与 {config_name} 不符：tok_emb.weight 与 out_head.weight 不同", advice)
-    description = {"config": file.config, "tokenizer": file.tokenizer, "template": file.template}
-    if any(map(shards.is_sharded, expected.values())):
-        for name, target in expected.items():
-            shards.copy_rows(target, weights[name])
-        weights = expected
-    model.load_state_dict({**weights, DESCRIPTION_KEY: description}, assign=assign)
-
-
-def check_config(file: ModelFile, cfg: Any, config_name: object) -> None:
-    """能由权重的形状反推的配置字段都要一致；在建立模型之前调用，写错的配置就不会先占满内存。"""
-    for field, (actual, configured) in _compare_fields(_with_our_names(file.weights), cfg).items():
-        if actual != configured:
-            reason = f"与 {config_name} 不符：{field} 权重为 {actual}，配置为 {configured}"
-            raise UserError(file.path, reason, SAME_CONFIG)
-
-
-def _compare_fields(weights: dict[str, Tensor], cfg: Any) -> dict[str, tuple[Any, Any]]:
-    """由权重的形状反推配置字段：{字段: (权重里的, 配置里的)}"""
-    fields = {}
-    if (embedding := weights.get("tok_emb.weight")) is not None and embedding.dim() == 2:
-        fields["vocab_size"] = (embedding.shape[0], cfg.vocab_size)
-        fields["emb_dim"] = (embedding.shape[1], cfg.emb_dim)
-    if (positions := weights.get("position.pos_emb.weight")) is not None:
-        fields["context_length"] = (positions.shape[0], cfg.context_length)
-    blocks = {name.split(".")[1] for name in weights if name.startswith("trf_blocks.")}
-    return {**fields, "num_layers": (len(blocks), cfg.num_layers)}
-
-
-def _with_our_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """早期版本的权重换成现在的名字：那时位置嵌入在最外层，因果掩码也存在文件里，前馈层有时叫 ffn。"""
-    renamed = {}
-    for name, tensor in weights.items():
-        name = name.replace(".ffn.", ".ff.")
-        if not name.endswith(".attn.mask"):
-            renamed[f"position.{name}" if name == "pos_emb.weight" else name] = tensor
-    for name in [name for name in renamed if name.endswith(".attn.W_query.weight")]:
-        # 更早的注意力没有输出投影，等于乘单位矩阵
-        prefix = name.removesuffix("W_query.weight") + "out_proj."
-        if f"{prefix}weight" not in renamed:
-            dim = renamed[name].shape[0]
-            renamed |= {f"{prefix}weight": torch.eye(dim), f"{prefix}bias": torch.zeros(dim)}
-    return renamed
-
-
-def has_tied_weights(file: ModelFile) -> bool:
-    """输出层与 token 嵌入是不是同一个矩阵。"""
-    pair = [file.weights.get(name) for name in ("tok_emb.weight", "out_head.weight")]
-    return all(matrix is not None for matrix in pair) and _same_matrix(*pair)
-
-
-def _same_matrix(one: Tensor, other: Tensor) -> bool:
-    """共用的矩阵在文件里只存一份，读出来就在同一处内存，不必逐个比较。"""
-    return one.data_ptr() == other.data_ptr() or torch.equal(one, other)
-
-
-def tokenizer_of(file: ModelFile, spec: dict | None) -> Tokenizer:
-    """模型文件里带的分词器；没有带就按配置的 "tokenizer" 一节，默认是 GPT-2 的。"""
-    if file.tokenizer is not None:
-        try:
-            return Tokenizer.from_state(file.tokenizer)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise UserError(file.path, f"{NOT_A_MODEL}（里面的词表不完整）", RESTORE) from None
-    if spec is not None and spec["type"] != "gpt2":
-        raise UserError(file.path, "里面没有词表，而配置要求语料自己的词表", "换用带词表的模型文件。")
-    return load_gpt2_tokenizer()
+def _is_record(record: dict) -> bool:
+    """是不是一次评估；分类以外的准确率是 None。"""
+    values = {name: value for name, value in record.items() if value is not None}
+    return record.keys() == {item.name for item in fields(Evaluation)} and all(map(_is_number, values.values()))

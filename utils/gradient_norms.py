@@ -6,7 +6,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
-from utils import shards
+from utils import sharded_tensor
 from utils.parallel import OneProcess
 
 EPS = 1e-6  # 与 nn.utils.clip_grad_norm_ 相同
@@ -23,7 +23,7 @@ def clip_gradients(
     """
     parallel = parallel or OneProcess()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.grad is not None}
-    gradients = [shards.local(parameter.grad) for parameter in trained.values()]
+    gradients = [sharded_tensor.local(parameter.grad) for parameter in trained.values()]
     norms = parallel.whole_norms(list(torch._foreach_norm(gradients)))
     total = torch.linalg.vector_norm(torch.stack(norms))
     torch._foreach_mul_(gradients, (limit / (total + EPS)).clamp(max=1.0))

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from utils.adapter import LORA_PREFIX
 from utils.archive import NOT_A_MODEL
-from utils.checkpoint import ModelFile, load_state, model_file_of
 from utils.errors import UserError
 from utils.hugging_face_config import (
     CONFIG_NAME,
@@ -26,6 +25,7 @@ from utils.hugging_face_config import (
     with_plain_names,
 )
 from utils.hugging_face_tokenizer import read_tokenizer
+from utils.model_file import ModelFile, load_state, model_file_of
 from utils.weights_file import (
     DOWNLOAD_AGAIN,
     HUGGING_FACE_NAMES,

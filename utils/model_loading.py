@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.checkpoint import ModelFile, build_model, check_config, has_tied_weights, tokenizer_of
 from utils.compact_weights import compact_weights
 from utils.config_file import ConfigFile
 from utils.device import check_memory
 from utils.errors import UserError
 from utils.hugging_face import open_weights_file
 from utils.memory import estimate_generation_bytes
+from utils.model_file import ModelFile, build_model, check_config, has_tied_weights, tokenizer_of
 from utils.text_utils import Tokenizer
 from utils.weight_speed import fastest_format
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from utils import shards
+from utils import sharded_tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # 牛顿-舒尔茨迭代的五次多项式 ax + bx³ + cx⁵
 ITERATIONS = 5
@@ -55,10 +55,11 @@ class Muon(torch.optim.Optimizer):
         """更新一批形状相同的矩阵。"""
         # 正交化要看整个矩阵：分了片就先凑齐，算完各更新自己的那几行
         moving = (self._accelerate(parameter, group["momentum"]) for parameter in parameters)
-        updates = torch.stack([shards.whole(update) for update in moving])
+        updates = torch.stack([sharded_tensor.whole(update) for update in moving])
         for parameter, update in zip(parameters, orthogonalize(updates), strict=True):
-            rows = shards.own_rows(update, parameter)
-            shards.local(parameter).mul_(1 - group["lr"] * group["weight_decay"]).add_(rows, alpha=-learning_rate)
+            rows = sharded_tensor.own_rows(update, parameter)
+            own = sharded_tensor.local(parameter)
+            own.mul_(1 - group["lr"] * group["weight_decay"]).add_(rows, alpha=-learning_rate)
 
     def _accelerate(self, parameter: Tensor, momentum: float) -> Tensor:
         """更新动量 m ← μm + (1-μ)g，再照 Nesterov 的办法往前多看一步，返回 μm + (1-μ)g（用新的 m）。"""

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from utils import shards
+from utils import sharded_tensor
 from utils.muon import Muon
 from utils.settings import TrainingSettings
 
@@ -56,7 +56,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
             raise ValueError(f"优化器状态 {index} 的形状不符")
     split = {
         index: {
-            name: value if name == "step" else shards.split_like(value, parameters[index])
+            name: value if name == "step" else sharded_tensor.split_like(value, parameters[index])
             for name, value in values.items()
         }
         for index, values in state.items()

@@ -98,7 +98,7 @@ def build_parallel(mode: str, dtype: torch.dtype) -> OneProcess:
         return OneProcess()
     if mode == "ddp":
         return Replicated()
-    from utils.sharded import Sharded  # 载入 FSDP 要半秒，用到才载入
+    from utils.fsdp import Sharded  # 载入 FSDP 要半秒，用到才载入
 
     return Sharded(dtype)
 

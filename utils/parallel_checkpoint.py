@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 
 from utils import distributed, processes
+from utils.checkpoint import Checkpoints
 from utils.errors import UserError
 from utils.parallel import OneProcess
 from utils.random_state import get_random_state, seed_process
-from utils.resume import Checkpoints
 
 NAMES = {"one": "一个进程", "ddp": "ddp", "fsdp": "fsdp"}
 
@@ -63,7 +63,7 @@ def compare_processes(path: Path, state: dict, parallel: OneProcess, is_allowed:
 def build_checkpoints(mode: str, folder: Path) -> Checkpoints:
     """mode 是 OneProcess 等的 mode。"""
     if mode == "fsdp":
-        from utils.sharded_checkpoint import ShardedCheckpoints  # 载入 FSDP 的东西要半秒，用到才载入
+        from utils.fsdp_checkpoint import ShardedCheckpoints  # 载入 FSDP 的东西要半秒，用到才载入
 
         return ShardedCheckpoints(folder)
     return ReplicatedCheckpoints(folder) if mode == "ddp" else Checkpoints(folder)

@@ -6,13 +6,13 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from utils import shards
+from utils import sharded_tensor
 from utils.adapter import save_adapter
-from utils.checkpoint import load_weights, read_model_file, save_model
 from utils.console import hint
 from utils.distributed import from_main, is_on, tensors_from_main
 from utils.errors import UserError
 from utils.files import keep_backup, link_backup, list_backups, remove_leftovers, write_atomically
+from utils.model_file import load_weights, read_model_file, save_model
 from utils.plotting import plot_losses
 from utils.processes import is_main, on_main
 from utils.train_utils import Evaluation, Trainer
@@ -76,7 +76,7 @@ class RunFiles:
             return
         targets = trainer.model.state_dict()
         for name, tensor in tensors_from_main(file and file.weights):
-            shards.copy_rows(targets[name], tensor)
+            sharded_tensor.copy_rows(targets[name], tensor)
 
     def save_model(self, trainer: Trainer, validate_loss: float | None) -> None:
         origin = {"step": trainer.step, "validate_loss": validate_loss}

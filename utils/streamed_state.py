@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.serialization import _get_storage_alignment
 
-from utils import shards
+from utils import sharded_tensor
 from utils.archive import PICKLE_PROTOCOL, write_sealed
 from utils.files import write_atomically
 from utils.processes import is_main
@@ -32,7 +32,7 @@ class _Place:
 
     @property
     def storage_type(self) -> type:
-        return getattr(torch, shards.local(self.tensor)._typed_storage()._pickle_storage_type())
+        return getattr(torch, sharded_tensor.local(self.tensor)._typed_storage()._pickle_storage_type())
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +63,10 @@ def save_streamed(path: Path, state: dict, keep_old: bool = False) -> Path | Non
     places, late = {}, {}
     for name, value in state.items():
         if isinstance(value, Tensor):
-            storage = shards.local(value).untyped_storage()._cdata  # 共用的矩阵在文件里只有一份
+            storage = sharded_tensor.local(value).untyped_storage()._cdata  # 共用的矩阵在文件里只有一份
             place = places.setdefault(storage, _Place(str(len(places)), value))
             late[name] = _Late(place)
-    whole = (shards.whole(place.tensor).cpu() for place in places.values())
+    whole = (sharded_tensor.whole(place.tensor).cpu() for place in places.values())
     if not is_main():
         for _ in whole:
             pass

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from utils import shards
+from utils import sharded_tensor
 from utils.budget import Budget
 from utils.cross_entropy import IGNORE_INDEX, cross_entropy
 from utils.data_loader import create_dataloader
@@ -56,7 +56,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     was_training = model.training
     model.eval()
     # 分片的权重在推理模式里凑齐，就不能再用来训练，所以只关梯度
-    without_gradients = torch.no_grad if any(map(shards.is_sharded, model.parameters())) else torch.inference_mode
+    is_sharded = any(map(sharded_tensor.is_sharded, model.parameters()))
+    without_gradients = torch.no_grad if is_sharded else torch.inference_mode
     try:
         with without_gradients():
             yield

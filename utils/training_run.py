@@ -14,19 +14,19 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from utils import shards
+from utils import sharded_tensor
 from utils.budget import Budget
-from utils.checkpoint import count_bytes
+from utils.checkpoint import MAX_FILES
 from utils.checkpoint_files import checkpoint_folder, list_checkpoints, size_of
 from utils.console import hint, say
 from utils.distributed import is_on, max_over, number_from_main, wait_for_all
 from utils.errors import UserError, leave_by_signal, stop_signals
 from utils.files import check_free_space
 from utils.loss_spikes import SpikeDetector
+from utils.model_file import count_bytes
 from utils.parallel_checkpoint import build_checkpoints, compare_processes
 from utils.peers import watch
 from utils.processes import is_main, on_main, world_size
-from utils.resume import MAX_FILES
 from utils.run_files import Kept, RunFiles
 from utils.run_identity import RunIdentity, compare_runs
 from utils.run_report import RunReport, RunStory
@@ -336,5 +336,5 @@ def check_finite(record: Evaluation) -> None:
 
 def is_finite(model: nn.Module) -> bool:
     """权重都是有限数，在每个进程上。"""
-    is_here = all(bool(torch.isfinite(shards.local(parameter)).all()) for parameter in model.parameters())
+    is_here = all(bool(torch.isfinite(sharded_tensor.local(parameter)).all()) for parameter in model.parameters())
     return not any(max_over([not is_here]))

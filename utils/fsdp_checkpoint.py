@@ -20,14 +20,14 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata
 
-from utils import distributed, processes, shards
+from utils import distributed, processes, sharded_tensor
 from utils.archive import RESTORE, check_archive
-from utils.checkpoint import DESCRIPTION_KEY, load_state, save_state
+from utils.checkpoint import check_state, load_progress, remove_checkpoint
 from utils.checkpoint_files import FROM_SCRATCH
 from utils.errors import RunError, UserError, describe_os_error
 from utils.files import READ_BYTES, TEMPORARY_SUFFIX, current_umask, keep_backup, sync_folder
+from utils.model_file import DESCRIPTION_KEY, load_state, save_state
 from utils.parallel_checkpoint import ReplicatedCheckpoints
-from utils.resume import check_state, load_progress, remove_checkpoint
 from utils.train_utils import Trainer
 
 STATE_NAME, METADATA_NAME = "state.pth", ".metadata"
@@ -54,7 +54,7 @@ def flatten(state: dict) -> tuple[Tensors, dict]:
     tensors, aliases, places = {}, {}, {}
     for name, value in state["model"].items():
         if isinstance(value, Tensor):
-            place = shards.local(value).untyped_storage()._cdata
+            place = sharded_tensor.local(value).untyped_storage()._cdata
             if place in places:  # 输出层与嵌入共用的矩阵只存一份
                 aliases[f"model.{name}"] = places[place]
             else:

@@ -1,9 +1,9 @@
-"""utils/shards.py：没有分片的张量原样返回。分片的在 test_distributed.py。"""
+"""utils/sharded_tensor.py：没有分片的张量原样返回。分片的在 test_distributed.py。"""
 
 import torch
 from torch.nn import Parameter
 
-from utils import shards
+from utils import sharded_tensor
 
 
 class Rows:
@@ -30,11 +30,11 @@ class Rows:
 
 def test_plain_tensors_pass_through():
     tensor, other = torch.ones(3, 2), torch.zeros(3, 2)
-    assert not shards.is_sharded(tensor)
-    for result in (shards.local(tensor), shards.whole(tensor), shards.own_rows(tensor, other)):
+    assert not sharded_tensor.is_sharded(tensor)
+    for result in (sharded_tensor.local(tensor), sharded_tensor.whole(tensor), sharded_tensor.own_rows(tensor, other)):
         assert result is tensor
-    assert shards.split_like(tensor, other) is tensor
-    shards.copy_rows(other, tensor)
+    assert sharded_tensor.split_like(tensor, other) is tensor
+    sharded_tensor.copy_rows(other, tensor)
     assert torch.equal(other, tensor)
 
 
@@ -43,12 +43,12 @@ def test_rows_are_cut_as_torch_chunks_them():
         whole = torch.arange(length * 3.0).view(length, 3)
         for number in range(4):
             part = Rows(whole, number, 4)
-            assert torch.equal(shards.own_rows(whole, part), part.own)
-            shards.copy_rows(part, whole + 1)
-            assert torch.equal(part.own, shards.own_rows(whole + 1, part))
+            assert torch.equal(sharded_tensor.own_rows(whole, part), part.own)
+            sharded_tensor.copy_rows(part, whole + 1)
+            assert torch.equal(part.own, sharded_tensor.own_rows(whole + 1, part))
 
 
 def test_copying_into_a_parameter_needs_no_gradient():
     parameter = Parameter(torch.zeros(2))
-    shards.copy_rows(parameter, torch.ones(2))
+    sharded_tensor.copy_rows(parameter, torch.ones(2))
     assert parameter.tolist() == [1, 1] and parameter.grad_fn is None

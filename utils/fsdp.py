@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from utils import processes, shards
+from utils import processes, sharded_tensor
 from utils.memory import return_freed_memory
 from utils.parallel import Replicated
 from utils.peers import watch
@@ -141,7 +141,7 @@ class RecordedStart(TorchDispatchMode):
             values = buffer[: meta.numel()].view(meta.shape)
             function(values, *args, **kwargs)
             if name := self._names.get(_storage_of(meta)):
-                shards.copy_rows(parameters[name], values)
+                sharded_tensor.copy_rows(parameters[name], values)
         self._calls.clear()
         if list(model.position.buffers()):  # RoPE 的正弦和余弦由配置就能重算
             model.position = type(model.position)(model.cfg).to(device)

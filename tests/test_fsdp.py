@@ -1,12 +1,12 @@
-"""utils/sharded.py：只有形状的模型照同样的随机数填好，与整个建立的逐位相同。真的分片训练在 test_distributed.py。"""
+"""utils/fsdp.py：只有形状的模型照同样的随机数填好，与整个建立的逐位相同。真的分片训练在 test_distributed.py。"""
 
 import pytest
 import torch
 
 from conftest import tiny_config
 from model.language_model import LanguageModel
+from utils.fsdp import RecordedStart, Sharded
 from utils.settings import TrainingSettings
-from utils.sharded import RecordedStart, Sharded
 from utils.training_memory import TrainingMemory
 
 CONFIGS = [
@@ -52,7 +52,7 @@ def test_accumulated_gradient_counts_whole(monkeypatch):
 
 def test_everyone_writes_with_the_scores_of_the_main_process(monkeypatch):
     model, token_ids = LanguageModel(tiny_config()).eval(), torch.tensor([[1, 2, 3]])
-    monkeypatch.setattr("utils.sharded.dist.broadcast", lambda tensor, src: tensor.fill_(7.0))
+    monkeypatch.setattr("utils.fsdp.dist.broadcast", lambda tensor, src: tensor.fill_(7.0))
     with torch.no_grad():
         own = model.next_logits(token_ids)
         with Sharded(torch.float32).writing_together(model):
