@@ -3,8 +3,10 @@
 参数是一个 JSON 文件，里面是一串任务。一次启动做完几次，省去重复载入 torch。
 """
 
+import contextlib
 import errno
 import importlib
+import io
 import json
 import os
 import signal
@@ -108,7 +110,7 @@ class Recorder:
 
 
 def train(job: dict) -> dict:
-    """做一次训练；-> 每一步的损失（十六进制）、这个进程算过的样本、怎样结束的。"""
+    """做一次训练；-> 这个进程每一步的损失（十六进制）、算过的样本、读过几遍语料，怎样结束的，打印了什么。"""
     recorder = Recorder(job)
     recorder.install()
     muon.orthogonalize = orthogonalize_in_float32 if job.get("float32_muon") else ORTHOGONALIZE
@@ -117,11 +119,14 @@ def train(job: dict) -> dict:
     main, end = importlib.import_module(job["program"]).main, "done"
     if job.get("as_program"):
         run_program(main)
-    try:
-        main()
-    except (Terminated, UserError) as error:
-        end = str(error)
-    return {"losses": recorder.losses, "samples": recorder.samples, "end": end, "scans": recorder.scans}
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        try:
+            main()
+        except (Terminated, UserError) as error:
+            end = str(error)
+    print(said.getvalue(), end="")
+    seen = {"losses": recorder.losses, "samples": recorder.samples, "scans": recorder.scans}
+    return {**seen, "end": end, "said": said.getvalue()}
 
 
 def main() -> None:

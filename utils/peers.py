@@ -78,6 +78,7 @@ class Watch(threading.Thread):
         self._beat, self._position, self._moved_at = 0, 0, time.monotonic()
         self._is_resting, self._is_busy, self._exit_code = False, False, None
         self._store = None
+        self.is_reachable = True
         self._lock = threading.Lock()
 
     def begin(self, patience: float, name: str) -> None:
@@ -272,12 +273,14 @@ def tell_lost() -> None:
 def is_first_to_say(text: str) -> bool:
     """各个进程常有同样的错误（如写错的参数），只让最先说的那个说；问不到是不是最先，就说。"""
     key = hashlib.sha256(text.encode()).hexdigest()
-    return _in_time(lambda: watch().store().add(f"said {key}", 1) == 1) is not False
+    first = _in_time(lambda: watch().store().add(f"said {key}", 1) == 1)
+    watch().is_reachable = first is not None
+    return first is not False
 
 
 def leave(exit_code: int) -> None:
     """离开之前告诉别的进程；出错时还没有到齐，也留下一句。"""
     if watch().has_begun:
         watch().leave(exit_code)
-    elif exit_code:
+    elif exit_code and watch().is_reachable:
         _in_time(give_up)
