@@ -51,6 +51,7 @@ OUTPUT_FLAGS = {"pretrain": "--model_path", "export_hf": "--output", **dict.from
 INPUT_FLAGS = ("--model_path", "--init_from", "--adapter_path")
 PLACEHOLDERS = {"配置": "configs/pocket_config_3M.json", "分钟": "10"}  # 文档里代替具体取值的说法
 SMALLER = {"--minutes": "0.005", "--flops": "2e9", "--seeds": "1", "--max_steps": "2", "--max_new_tokens": "4"}
+SMALLER |= {"--batch_size": "2", "--accumulation_steps": "2"}
 
 
 def is_python(command: Command) -> bool:

@@ -52,6 +52,7 @@ def start(device: torch.device, patience: float) -> None:
         _check_same_device(store, device.type)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)
     except (dist.DistNetworkError, dist.DistStoreError, OSError) as error:
+        watch().is_reachable = False
         if "EADDRINUSE" in str(error):
             raise UserError(where, "端口已被占用", "换一个：torchrun --master_port，或设 MASTER_PORT。") from None
         raise UserError(where, "连不上", "检查地址、端口和防火墙，各台机器的 torchrun 参数要一致。") from None

@@ -78,7 +78,7 @@ class Watch(threading.Thread):
         self._beat, self._position, self._moved_at = 0, 0, time.monotonic()
         self._is_resting, self._is_busy, self._exit_code = False, False, None
         self._store = None
-        self.is_reachable = True
+        self.is_reachable = True  # torchrun 的 TCPStore 连不连得上；连不上过，就不再等它
         self._lock = threading.Lock()
 
     def begin(self, patience: float, name: str) -> None:
@@ -273,7 +273,7 @@ def tell_lost() -> None:
 def is_first_to_say(text: str) -> bool:
     """各个进程常有同样的错误（如写错的参数），只让最先说的那个说；问不到是不是最先，就说。"""
     key = hashlib.sha256(text.encode()).hexdigest()
-    first = _in_time(lambda: watch().store().add(f"said {key}", 1) == 1)
+    first = _in_time(lambda: watch().store().add(f"said {key}", 1) == 1) if watch().is_reachable else None
     watch().is_reachable = first is not None
     return first is not False
 
