@@ -95,6 +95,26 @@ def test_process_killed_while_the_others_wait_without_limit_is_named(tmp_path):
     assert code == 1 and stderr.startswith("错误：进程 1（") and "没有消息了" in stderr
 
 
+def test_process_killed_while_the_others_wait_is_named_under_torchrun_too(tmp_path):
+    """torchrun 马上给其余的发信号；它们离开之前说出是谁。"""
+    (tmp_path / "job.py").write_text(DIES_WHILE_OTHERS_WAIT, encoding="utf-8")
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "job.py"]
+    env = {**rank_environment(0, 1, 1), "RANK": ""}
+    result = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, env=env, capture_output=True, encoding="utf-8", timeout=120
+    )
+    (named,) = errors_of(result)
+    assert named.startswith("错误：进程 1（") and "没有消息了" in named
+
+
+def test_same_mistake_of_all_processes_is_told_once(jobs):
+    """先离开的一走，torchrun 就给其余的发信号：它们正在离开，不能变成 traceback。"""
+    wrong = job("wrong", "--data_path", "missing.txt", as_program=True)
+    result = jobs.run(4, [wrong])
+    assert errors_of(result) == ["错误：missing.txt：找不到数据文件。检查路径；随项目附带的语料和数据在 data/ 下。"]
+    assert result.stderr.count("Traceback") <= 1  # torchrun 自己的
+
+
 def test_machines_with_different_corpora_stop_before_the_first_step(jobs):
     shared = [ROOT / "pretrain.py", "--config", "tiny.json", "--device", "cpu", "--model_path", "disagree.pth"]
     commands = [[*shared, "--data_path", name] for name in ("corpus.txt", "other.txt")]

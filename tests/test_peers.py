@@ -1,4 +1,4 @@
-"""utils/peers.py：谁没了、谁停住了，由谁来说。真的杀掉进程在 test_distributed.py。"""
+"""utils/peers.py：谁没了、谁停住了，由谁来说。真的杀掉进程在 test_distributed_faults.py。"""
 
 import json
 import sys
@@ -182,8 +182,9 @@ def test_lost_connection_without_culprit_is_still_told(watch, clock, monkeypatch
             tell(watch, rank, clock[0])
 
     monkeypatch.setattr(peers.time, "sleep", sleep)
-    assert "看不出是哪一个的" in watch._look_twice()
-    assert watch._look_twice() == ""
+    monkeypatch.setattr(peers, "_in_time", lambda act: act())
+    assert watch.find_gone() == ""
+    assert "看不出是哪一个的" in watch.explain() and watch.explain() == ""
 
 
 def test_lost_process_is_found_soon_after_the_connection_broke(watch, clock, monkeypatch):

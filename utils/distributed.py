@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from utils import processes
 from utils.data_loader import batches_at
 from utils.errors import UserError
-from utils.peers import watch
+from utils.peers import is_lost, watch
 from utils.rendezvous import meet
 
 POLL_SECONDS = 0.05, 1.0  # 隔多久问一次：开头，和久等之后
@@ -50,13 +50,16 @@ def start(device: torch.device, patience: float) -> None:
         name = meet(store, limit.total_seconds())
         store = dist.PrefixStore(name, store)
         _check_same_device(store, device.type)
+        watch().begin(patience, name)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)
-    except (dist.DistNetworkError, dist.DistStoreError, OSError) as error:
-        watch().is_reachable = False
+    except (RuntimeError, OSError) as error:
+        if isinstance(error, RuntimeError) and not is_lost(error):
+            raise
+        watch().is_reachable = watch().has_begun
         if "EADDRINUSE" in str(error):
             raise UserError(where, "端口已被占用", "换一个：torchrun --master_port，或设 MASTER_PORT。") from None
-        raise UserError(where, "连不上", "检查地址、端口和防火墙，各台机器的 torchrun 参数要一致。") from None
-    watch().begin(patience, name)
+        advice = "检查地址、端口和防火墙，各台机器的 torchrun 参数要一致；有几块网卡就设 GLOO_SOCKET_IFNAME。"
+        raise UserError(where, "连不上", advice) from None
 
 
 def _check_same_device(store: dist.Store, kind: str) -> None:
@@ -218,6 +221,8 @@ def once_per_machine(name: str, make: Callable[[], Result]) -> Result:
 
 def only_on_main(name: str, make: Callable[[], Result]) -> Result | None:
     """进程 0 做，别的进程等它做完，得到 None。name 同上。"""
+    if not is_on():
+        return make()
     return _alone(name, processes.is_main(), make)
 
 
@@ -252,4 +257,4 @@ def check_same(facts: dict[str, Any]) -> None:
         for key in expected | found:
             if found.get(key) != expected.get(key):
                 reason = f"{main_name} 上是 {expected.get(key)}，{other_name} 上是 {found.get(key)}"
-                raise UserError(key, f"各个进程不一致：{reason}", "各台机器用同样的命令、配置和数据。")
+                raise UserError(key, f"各个进程不一致：{reason}", "各台机器用同样的命令、配置、数据、代码和 torch。")

@@ -84,6 +84,12 @@ def stop_signals() -> list[int]:
     return [number for number in numbers if number and signal.getsignal(number) != signal.SIG_IGN]
 
 
+def ignore_stop_signals() -> None:
+    """正要离开：有一个进程先走，torchrun 就会给其余的发信号，不能再被它打断。"""
+    for signum in stop_signals():
+        signal.signal(signum, signal.SIG_IGN)
+
+
 def run_program(main: Callable[[], None]) -> None:
     """运行 main 并以约定的退出码结束：0 完成，1 运行失败，2 输入有误，129/130/143 信号。"""
     for signum in stop_signals():
@@ -111,6 +117,7 @@ def run_program(main: Callable[[], None]) -> None:
 
 def _leave_together(code: int) -> None:
     """从几个进程的训练里离开：说一声再走；连接不必一条条地关，断了的会让解释器退不出去。"""
+    ignore_stop_signals()
     if "torch" in sys.modules:
         from utils import peers
 
@@ -131,6 +138,8 @@ def _exit_code_of(main: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return EXIT_SIGNAL + signal.SIGINT
     except Terminated as error:
+        if processes.world_size() > 1:
+            _tell_gone()
         return EXIT_SIGNAL + error.signum
     except BrokenPipeError:
         discard_stdout()
@@ -152,6 +161,7 @@ def _tell(error: UserError) -> None:
     """打印一行；几个进程一起训练时，同样的错误只由一个进程说，在几台机器上就说出是哪个进程。"""
     text = str(error)
     if processes.world_size() > 1:
+        ignore_stop_signals()
         from utils.peers import is_first_to_say
 
         if not is_first_to_say(text):
@@ -166,8 +176,18 @@ def _is_lost(error: Exception) -> bool:
 
     if not peers.is_lost(error) or not peers.watch().has_begun:
         return False
+    ignore_stop_signals()
     peers.tell_lost()
     return True
+
+
+def _tell_gone() -> None:
+    """停下是因为别的进程没了，就说出是谁。"""
+    ignore_stop_signals()
+    if "torch" in sys.modules:
+        from utils import peers
+
+        peers.tell_gone()
 
 
 OUT_OF_MEMORY_ADVICE = "减小 --batch_size（可同时增大 --accumulation_steps），或换更小的配置。"

@@ -52,7 +52,7 @@ class Sharded(Replicated):
         outer = memory.cfg.vocab_size * memory.cfg.emb_dim
         group = outer + max(0, memory.num_parameters - outer) // memory.cfg.num_layers
         accumulates = self._own_samples(memory.settings) > memory.settings.batch_size
-        held = (memory.num_parameters - memory.num_parameters // size) * accumulates  # 累积着的梯度是整个的
+        held = (memory.num_trained - memory.num_trained // size) * accumulates  # 累积着的梯度是整个的
         own = memory.num_parameters // size + GROUP_COPIES * group + held
         return replace(memory, num_parameters=own, num_trained=memory.num_trained // size)
 

@@ -28,6 +28,7 @@ from utils.errors import RunError, UserError, describe_os_error
 from utils.files import READ_BYTES, TEMPORARY_SUFFIX, current_umask, keep_backup, sync_folder
 from utils.model_file import DESCRIPTION_KEY, load_state, save_state
 from utils.parallel_checkpoint import ReplicatedCheckpoints
+from utils.peers import is_lost
 from utils.train_utils import Trainer
 
 STATE_NAME, METADATA_NAME = "state.pth", ".metadata"
@@ -184,6 +185,8 @@ def load_shards(path: Path, tensors: Tensors, alone: bool = False) -> None:
             warnings.filterwarnings("ignore", message="torch.distributed is")  # 只有一个进程，我们知道
             dcp.load(tensors, storage_reader=_SafeReader(path), no_dist=alone)
     except (dcp.api.CheckpointException, pickle.UnpicklingError, ValueError, RuntimeError) as error:
+        if is_lost(error):  # 断了的是连接，检查点没有坏
+            raise
         raise UserError(path, f"读不出来（{str(error).splitlines()[-1]}）", RESTORE) from None
 
 

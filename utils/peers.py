@@ -8,7 +8,6 @@ import functools
 import hashlib
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -20,13 +19,13 @@ from types import FrameType
 import torch.distributed as dist
 
 from utils import processes
-from utils.errors import EXIT_FAILED, RunError, stop_signals
+from utils.errors import EXIT_FAILED, RunError
 from utils.rendezvous import CONNECT_SECONDS, connect, give_up
 
 BEAT_SECONDS = 1.0
-STILL_SECONDS = 20.0  # 自己停了这么久，才看是不是因为别人
-LOOK_BEATS = 5  # 停着的时候，隔几拍看一次；进程很多时更少
-PEERS_PER_BEAT = 50  # 平均每拍至多看这么多个进程：TCPStore 只有一个线程
+STILL_SECONDS = 10.0  # 自己停了这么久，才看是不是因为别人；torchrun 发现有谁没了，30 秒后就杀掉其余的，要赶在它前面
+LOOK_BEATS = 5  # 停着的时候，隔几拍看一次
+LOOKERS = 2  # 每台机器上只有前几个进程看：TCPStore 只有一个线程
 SILENT_SECONDS = 10.0  # 看着的时候，这么久没有新消息就算没了
 LOST_SECONDS = 3.0  # 同上，但连接已经断了，不必看那么久
 STORE_ERRORS = (RuntimeError, dist.DistError, OSError)
@@ -79,7 +78,7 @@ class Watch(threading.Thread):
         self._is_resting, self._is_busy, self._exit_code = False, False, None
         self._store = None
         self.is_reachable = True  # torchrun 的 TCPStore 连不连得上；连不上过，就不再等它
-        self._lock = threading.Lock()
+        self._explaining, self._reporting = threading.Lock(), threading.Lock()
 
     def begin(self, patience: float, name: str) -> None:
         """开始报平安；patience 秒没有往前走，就看看是不是别人停住了。name 是这一批进程的名字。"""
@@ -108,9 +107,9 @@ class Watch(threading.Thread):
         self._is_resting = True
         try:
             yield
+            self.mark()
         finally:
             self._is_resting = False
-            self.mark()
 
     @contextmanager
     def busy(self) -> Iterator[None]:
@@ -139,18 +138,19 @@ class Watch(threading.Thread):
         self._report()
         if self._store.check(["verdict"]) and processes.rank() in json.loads(self._store.get("verdict")):
             os._exit(EXIT_FAILED)  # 别人都在等我，而我没有动
-        if self._beat % max(LOOK_BEATS, processes.world_size() // PEERS_PER_BEAT) == 0 and self._is_still():
+        if self._beat % LOOK_BEATS == 0 and processes.local_rank() < LOOKERS and self._is_still():
             is_long = self._still_seconds() > self._patience and not self._is_resting
             text = self._judge(self._register.look(), self._limit(SILENT_SECONDS), is_long)
             if text is not None:
                 _print_and_leave(text)
 
     def _report(self) -> None:
-        self._beat += 1
-        place = _place_of(sys._current_frames().get(self._main))
-        news = {"beat": self._beat, "name": processes.name(), "exit_code": self._exit_code}
-        news |= {"position": self._position, "place": place}
-        self._store.set(f"news {processes.rank()}", json.dumps(news))
+        with self._reporting:  # 离开时说的不能被晚到的一拍盖掉
+            self._beat += 1
+            place = _place_of(sys._current_frames().get(self._main))
+            news = {"beat": self._beat, "name": processes.name(), "exit_code": self._exit_code}
+            news |= {"position": self._position, "place": place}
+            self._store.set(f"news {processes.rank()}", json.dumps(news))
 
     def _reconnect(self) -> None:
         """超时的连接里可能还有迟到的回答，不能再用。"""
@@ -176,18 +176,21 @@ class Watch(threading.Thread):
 
     def explain(self) -> str:
         """连接断了：谁没了、谁停住了，写成一行；不该由这个进程说，就是空的。"""
-        with self._lock:
-            text = _in_time(self._look_twice)
+        unknown = RunError("进程之间的连接", "断了，看不出是哪一个的", f"{RESUME}。")
+        with self._explaining:
+            text = _in_time(lambda: self._say_once(unknown) if (found := self._look_twice()) is None else found)
             return _unreachable() if text is None else text
 
-    def _look_twice(self) -> str:
+    def find_gone(self) -> str:
+        """有谁没了，写成一行；都在，或不该由这个进程说，就是空的。"""
+        with self._explaining:
+            return _in_time(lambda: self._look_twice(is_long=False)) or ""
+
+    def _look_twice(self, is_long: bool = True) -> str | None:
         register = Register(self._store)
         register.look()
         time.sleep(LOST_SECONDS)
-        text = self._judge(register.look(), LOST_SECONDS, is_long=True)
-        if text is None:
-            text = self._say_once(RunError("进程之间的连接", "断了，看不出是哪一个的", f"{RESUME}。"))
-        return text
+        return self._judge(register.look(), LOST_SECONDS, is_long)
 
     def _judge(self, peers: list[Peer], silence: float, is_long: bool) -> str | None:
         """谁的错，写成一行；别人会说、已经说过，就是空的，也该离开；没有谁出事是 None。
@@ -216,6 +219,9 @@ class Watch(threading.Thread):
 
 
 def _unreachable() -> str:
+    """连不上 TCPStore，问不到谁先说：每台机器由第一个进程说，其余的是空的。"""
+    if processes.local_rank():
+        return ""
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     advice = "看那台机器和网络；好了之后照原样启动，加 --resume。"
     return str(RunError(where, "联系不上，断网了，或 torchrun 已经退出", advice))
@@ -245,8 +251,7 @@ def _place_of(frame: FrameType | None) -> str:
 
 
 def _print_and_leave(text: str) -> None:
-    if text:
-        print(text, file=sys.stderr, flush=True)
+    _say(text)
     os._exit(EXIT_FAILED)
 
 
@@ -263,10 +268,18 @@ def is_lost(error: Exception) -> bool:
 
 
 def tell_lost() -> None:
-    """与别的进程断了：查清是谁，由一个进程说出来。torchrun 这时会发来停止的信号，查完再走。"""
-    for signum in stop_signals():
-        signal.signal(signum, signal.SIG_IGN)
-    if text := watch().explain():
+    """与别的进程断了：查清是谁，由一个进程说出来。"""
+    _say(watch().explain())
+
+
+def tell_gone() -> None:
+    """要停下，多半是因为有谁没了，torchrun 才发来信号：是的话说出来。"""
+    if watch().has_begun:
+        _say(watch().find_gone())
+
+
+def _say(text: str) -> None:
+    if text:
         print(text, file=sys.stderr, flush=True)
 
 

@@ -31,8 +31,8 @@ def connect(name: str) -> dist.Store:
 
 
 def give_up() -> None:
-    """没有到齐就要出错离开，留下一句，别的进程不必再等。"""
-    connect("early").set(GAVE_UP, json.dumps([processes.rank(), processes.name()]))
+    """没有到齐就要出错离开，留下一句，别的进程不必再等；留着的是第一个离开的，后面的是受它连累。"""
+    connect("early").compare_set(GAVE_UP, "", json.dumps([processes.rank(), processes.name()]))
 
 
 def meet(store: dist.Store, max_seconds: float) -> str:
