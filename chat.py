@@ -69,12 +69,12 @@ def open_assistant(args: argparse.Namespace) -> "Assistant":
 
     from utils.conversation import Assistant
     from utils.device import choose_device
-    from utils.generation import Sampling, limit_top_k
+    from utils.generation import sampling_of
     from utils.model_loading import move_model
 
     device = choose_device(args.device)
     model, tokenizer = load(args)
-    sampling = Sampling(args.temperature, limit_top_k(args.top_k, tokenizer.vocab_size))
+    sampling = sampling_of(args, tokenizer.vocab_size)
     generator = torch.Generator().manual_seed(args.seed)
     model = move_model(model.eval(), device, "auto")
     return Assistant(model, tokenizer, sampling, generator, args.max_new_tokens)

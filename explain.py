@@ -68,7 +68,7 @@ def explain(model: "LanguageModel", tokenizer: "Tokenizer", args: argparse.Names
 
     from model.attention import attention_map
     from utils.explain_page.data import Explained, build_data, loss_section
-    from utils.generation import Sampling, limit_top_k
+    from utils.generation import sampling_of
     from utils.trace import trace_forward, trace_generation
 
     notes = []
@@ -80,8 +80,7 @@ def explain(model: "LanguageModel", tokenizer: "Tokenizer", args: argparse.Names
     counted = keep_last(text, min(MAX_LOSS_TOKENS, model.cfg.context_length), "计算损失的文字", notes)
     num_context = max(1, len(counted) - (len(text) - len(prompt))) if args.continuation else 1
 
-    top_k = limit_top_k(args.top_k, tokenizer.vocab_size)
-    sampling = Sampling(args.temperature, top_k, args.top_p, args.repetition_penalty)
+    sampling = sampling_of(args, tokenizer.vocab_size)
     num_steps = min(args.max_new_tokens, MAX_STEPS)
     if num_steps < args.max_new_tokens:
         notes.append(f"--max_new_tokens 已降为 {MAX_STEPS}，再多页面就太长了")

@@ -101,15 +101,14 @@ def choose_sampling(args: argparse.Namespace, vocab_size: int) -> "tuple[Samplin
     """-> (怎样抽样, 随机数发生器)；没有给出种子时每次不同。"""
     import torch
 
-    from utils.generation import Sampling, limit_top_k
+    from utils.generation import sampling_of
 
-    top_k = limit_top_k(args.top_k, vocab_size)
     generator = torch.Generator()
     if args.seed is None:
         generator.seed()
     else:
         generator.manual_seed(args.seed)
-    return Sampling(args.temperature, top_k, args.top_p, args.repetition_penalty), generator
+    return sampling_of(args, vocab_size), generator
 
 
 def check_quantize(args: argparse.Namespace, device: "torch.device") -> None:

@@ -371,7 +371,7 @@ def test_megabytes_of_one_character_are_answered(trained):
 
 @NO_SURROGATES
 def test_too_large_top_k_is_lowered_and_the_stream_equals_the_whole_text(trained):
-    """顺便看：全角数字算数字，重复的参数以最后一个为准，孤立代理字符的提示语照样回答。"""
+    """顺便看：全角数字算数字，孤立代理字符的提示语照样回答。"""
     prompt = "悟空" * 20 + "\udcff"
     flags = ["--top_k", "1" + "0" * 30, "--max_new_tokens", "４０", "--seed", "7"]
     result = run("generate.py", "--prompt", prompt, "--temperature", "1.5", *flags, cwd=trained)
@@ -382,6 +382,12 @@ def test_too_large_top_k_is_lowered_and_the_stream_equals_the_whole_text(trained
     model.load_state_dict(torch.load(trained / "model.pth", weights_only=True))
     sampling, generator = Sampling(1.5, 300), torch.Generator().manual_seed(7)
     assert result.stdout == generate_text(model, tokenizer, prompt, 40, sampling, generator) + "\n"
+
+
+def test_sampling_that_does_nothing_at_temperature_zero_is_told(trained):
+    result = run("generate.py", "--prompt", "悟空", "--top_k", 5, "--max_new_tokens", 2, cwd=trained)
+    assert result.code == 0
+    assert result.stderr == "提示：--temperature 是 0，每次取最可能的，--top_k 和 --top_p 不起作用\n"
 
 
 def test_padded_vocabulary_ids_are_never_sampled(trained, tmp_path):

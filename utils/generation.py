@@ -1,5 +1,6 @@
 """生成：由分数挑出下一个 token，接上，再猜下一个。道理见 docs/采样.md。"""
 
+import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -77,12 +78,15 @@ def sample_next_token(logits: Tensor, seen: Tensor, sampling: Sampling, generato
     return torch.multinomial(logits.softmax(dim=-1).cpu(), 1, generator=generator).to(seen.device)
 
 
-def limit_top_k(top_k: int | None, vocab_size: int) -> int | None:
-    """top_k 超过词表时降为词表大小，并说一声。"""
-    if top_k is None or top_k <= vocab_size:
-        return top_k
-    hint(f"提示：--top_k 已降为词表大小 {vocab_size}")
-    return vocab_size
+def sampling_of(args: argparse.Namespace, vocab_size: int) -> Sampling:
+    """命令行的参数说的怎样抽样；不起作用的、超过词表的说一声。"""
+    top_k, top_p = args.top_k, getattr(args, "top_p", None)
+    if args.temperature == 0 and (top_k or top_p):
+        hint("提示：--temperature 是 0，每次取最可能的，--top_k 和 --top_p 不起作用")
+    elif top_k and top_k > vocab_size:
+        hint(f"提示：--top_k 已降为词表大小 {vocab_size}")
+        top_k = vocab_size
+    return Sampling(args.temperature, top_k, top_p, getattr(args, "repetition_penalty", 1.0))
 
 
 @dataclass(frozen=True)
