@@ -227,6 +227,7 @@ def only_on_main(name: str, make: Callable[[], Result]) -> Result | None:
 
 
 def _alone(name: str, is_mine: bool, make: Callable[[], Result]) -> Result | None:
+    """is_mine 的进程做，全部做完才往下走；别的得到 None。"""
     with watch().resting():
         result = make() if is_mine else None
         _wait_for_all(name)
