@@ -19,5 +19,6 @@ def gather_full_state(model: nn.Module) -> dict:
 
 def scatter_full_state(model: nn.Module, full: dict[str, Tensor] | None) -> None:
     """进程 0 的 {名字: 整个的张量} 装进每个进程的 model，分了片的各取自己的那几行；别的进程给 None。"""
+    rest = {name: value for name, value in model.state_dict().items() if not isinstance(value, Tensor)}
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
-    set_model_state_dict(model, full or {}, options=options)
+    set_model_state_dict(model, {**rest, **full} if full else {}, options=options)
