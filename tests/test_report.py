@@ -1,5 +1,6 @@
 """utils/report.py：训练前后对用户说的话，尤其是最后那行的算术。"""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -134,6 +135,13 @@ def test_best_line_converts_nats_per_token_by_hand(tmp_path, capsys, keep, name,
     lines = result_lines(trainer, corpus, Kept(7, 2.0), files, capsys)
     best, sample, *_, saved, invitation = lines  # 样文里可能有换行
     assert best == f"{name} validate loss 2.000 (Step 000007), 4.000 nats/char, 2.885 bits/byte"
+    result = json.loads(files.result.read_bytes())  # 同样的数，不取整
+    assert result == {
+        "step": 7,
+        "validate_loss": 2.0,
+        "nats_per_char": 4.0,
+        "bits_per_byte": pytest.approx(2 / math.log(2)),
+    }
     assert sample.startswith("样文：悟a悟a悟a悟a")
     assert (
         saved

@@ -11,8 +11,8 @@ from utils.train_utils import Evaluation
 
 def test_file_names_come_from_the_model_path(tmp_path):
     files = RunFiles(tmp_path / "my.pth")
-    names = (files.log.name, files.curve.name, files.report.name)
-    assert names == ("my.pth.log.jsonl", "my.pth.loss.png", "my.pth.report.html")
+    names = (files.log.name, files.curve.name, files.report.name, files.result.name)
+    assert names == ("my.pth.log.jsonl", "my.pth.loss.png", "my.pth.report.html", "my.pth.result.json")
 
 
 def test_old_files_get_a_second_name_before_anything_is_written(tmp_path, capsys):
@@ -39,6 +39,22 @@ def test_log_holds_every_record_in_full_precision(tmp_path):
     first, second = (json.loads(line) for line in files.log.read_text(encoding="utf-8").splitlines())
     assert Evaluation(**first) == RECORD
     assert second["train_loss"] == 1 / 3 and second["step"] == 9
+
+
+def test_result_lasts_until_the_training_goes_on(tmp_path, capsys):
+    """接着练了，或从头练了，旧的结果就不在新的权重旁边。"""
+    files = RunFiles(tmp_path / "m.pth")
+    files.kept = Kept(5, 4.5)
+    files.write_result(nats_per_char=1 / 3)
+    assert json.loads(files.result.read_bytes()) == {"step": 5, "nats_per_char": 1 / 3}
+    again = RunFiles(files.model)
+    again.continue_run([RECORD])
+    assert again.result.exists()  # 还没有新的评估
+    again.add_record(RECORD)
+    assert not again.result.exists()
+    files.write_result(nats_per_char=1.0)
+    RunFiles(files.model).back_up_old_results()
+    assert not files.result.exists() and (tmp_path / "m.pth.result.json.bak").exists()
 
 
 def test_continued_run_remembers_what_the_model_file_holds(tmp_path):

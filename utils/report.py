@@ -1,7 +1,6 @@
 """预训练开始前和结束后对用户说的话，和报告里预训练特有的部分。"""
 
 import math
-import re
 from pathlib import Path
 
 import torch
@@ -24,7 +23,6 @@ from utils.training_run import format_duration
 LONG_SECONDS = 3600.0
 QUICK_CONFIG = "configs/pocket_config_3M.json"
 SAMPLE_TOKENS = 100
-RESULT_LINE = re.compile(r"validate loss \S+ \(Step (?P<step>\d+)\), (?P<nats>\S+) nats/char, (?P<bits>\S+) bits/byte")
 REPORT_TOKENS = 40  # 报告里的样文途中要写几次，短一些
 INDEXED_CHARACTERS = 2_000_000  # 训练部分更长时报告不算照抄率：索引每字要占 100 字节
 UNSEEN_CHARACTERS = 5_000  # 验证部分取这么多字，看没见过的原文有多少与训练部分相同
@@ -93,11 +91,10 @@ def print_result(trainer: Trainer, corpus: Corpus, files: RunFiles) -> None:
     covered = trainer.validate_loader.dataset.target_ids()
     characters, num_bytes = corpus.tokenizer.count_text(covered)
     total = loss * len(covered)
+    nats, bits = total / characters, total / num_bytes / math.log(2)
+    files.write_result(validate_loss=loss, nats_per_char=nats, bits_per_byte=bits)
     name = "Best" if settings.keep == "best" else "Last"
-    say(
-        f"{name} validate loss {loss:.3f} (Step {kept.step:06d}), {total / characters:.3f} nats/char, "
-        f"{total / num_bytes / math.log(2):.3f} bits/byte"
-    )
+    say(f"{name} validate loss {loss:.3f} (Step {kept.step:06d}), {nats:.3f} nats/char, {bits:.3f} bits/byte")
     with trainer.parallel.writing_together(model):
         text = sample(model, corpus, settings.sample_prompt, settings.seed)
     say(f"样文：{text}")

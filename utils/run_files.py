@@ -1,4 +1,4 @@
-"""一次训练写出的权重、适配器、日志、损失曲线和报告。"""
+"""一次训练写出的权重、适配器、日志、损失曲线、报告和最后的结果。"""
 
 import contextlib
 import json
@@ -35,21 +35,22 @@ class RunFiles:
         self.log = model_path.with_name(model_path.name + ".log.jsonl")
         self.curve = model_path.with_name(model_path.name + ".loss.png")
         self.report = model_path.with_name(model_path.name + ".report.html")
+        self.result = model_path.with_name(model_path.name + ".result.json")  # 练完才写
         self.records: list[Evaluation] = []
         self.kept: Kept | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        return self.model, self.adapter, self.log, self.curve, self.report
+        return self.model, self.adapter, self.log, self.curve, self.report, self.result
 
     @on_main
     def back_up_old_results(self) -> None:
         """从头训练，写第一个文件之前：同名的旧文件各添一个备份的名字，之后写的便可以直接顶替。
 
-        适配器不一定再写，所以改名，免得旧的留在新的模型旁边。
+        适配器不一定再写，结果练完才写，所以改名，免得旧的留在新的模型旁边。
         """
         for path in self.paths:
-            if backup := keep_backup(path) if path == self.adapter else link_backup(path):
+            if backup := (keep_backup if path in (self.adapter, self.result) else link_backup)(path):
                 hint(f"已有的 {path} 保留为 {backup.name}")
 
     def continue_run(self, records: list[Evaluation]) -> None:
@@ -90,7 +91,14 @@ class RunFiles:
         self._write_log()
 
     @on_main
+    def write_result(self, **values: object) -> None:
+        """练完之后，模型文件里的权重最后测得怎样；给程序读的，与屏幕上说的是同样的数。"""
+        text = json.dumps({"step": self.kept.step, **values}, ensure_ascii=False, indent=2) + "\n"
+        write_atomically(self.result, lambda file: file.write(text.encode("utf-8")))
+
+    @on_main
     def _write_log(self) -> None:
+        self.result.unlink(missing_ok=True)  # 又练了，以前的结果不再是这些权重的
         lines = "".join(json.dumps(asdict(item)) + "\n" for item in self.records)
         write_atomically(self.log, lambda file: file.write(lines.encode("utf-8")))
 
