@@ -1,4 +1,4 @@
-"""下载没有随项目附带的语料和 GPT-2 的权重：能断点续传，核对之后才放到位。
+"""下载没有随项目附带的语料和 GPT-2 的权重：能断点续传，核对之后才放到位。权重由 huggingface_hub 下载。
 
 用法：python data/download.py 西游记原著
       python data/download.py gpt2 --size 124M
@@ -6,16 +6,19 @@
 
 import hashlib
 import http.client
+import io
 import os
+import re
 import socket
 import ssl
 import sys
 import urllib.error
 import urllib.request
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -28,6 +31,7 @@ from model.config import ModelConfig
 from utils.cli import ArgumentParser, file_path, one_of, positive_float
 from utils.config_file import CONFIGS_DIR, read_config
 from utils.errors import RunError, Terminated, UserError, describe_os_error, run_program
+from utils.file_lock import output_lock
 from utils.files import check_free_space, check_input_file, check_output_path, keep_backup
 from utils.hugging_face_config import recognize_config, with_plain_names
 from utils.weights_file import SAFETENSORS_NAME, read_shapes
@@ -35,52 +39,46 @@ from utils.weights_file import SAFETENSORS_NAME, read_shapes
 DATA_DIR = Path(__file__).resolve().parent
 DEFAULT_TIMEOUT = 30.0  # 秒
 MAX_TIMEOUT = 86400.0  # 秒；再大操作系统可能不接受
+HUB_TIMEOUT = 10.0  # 秒；huggingface_hub 等这么久
 CHUNK_BYTES = 64 * 1024
+MAX_DIGITS = 20  # 更长的数不写出来
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """一个可下载的文件；size 以字节计。"""
-
-    mirror_flag = " --url "  # 用什么换一个镜像
+    """一个可下载的文件；size 以字节计，sha256 不知道则为空。"""
 
     file_name: str
     size: int
     sha256: str
     url: str
-
-    def is_full(self, path: Path) -> bool:
-        """path 不必再补了。"""
-        return path.stat().st_size == self.size
+    mirror_flag = " --url "  # 用什么换一个镜像
 
     def find_fault(self, path: Path) -> str:
         """path 的内容哪里不对；对的为空。"""
-        received = _sha256(path)
+        size = path.stat().st_size
+        if size != self.size:
+            return f"有 {size:,} 字节，应为 {self.size:,} 字节"
+        received = _sha256(path) if self.sha256 else ""
         return "" if received == self.sha256 else f"SHA-256 是 {received}，应为 {self.sha256}"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Hugging Face 上一种大小的 GPT-2：文件有多大由服务器说，对不对看结构。"""
+    """Hugging Face 上一种大小的 GPT-2；已有的文件对不对看结构，不必联网。"""
 
+    size_name: str
+    repository: str
     mirror_flag = "环境变量 HF_ENDPOINT "
 
-    file_name: str
-    repository: str
-    config_name: str  # configs/ 里结构与它相同的配置
-    size = None
+    @property
+    def file_name(self) -> str:
+        return f"gpt2_{self.size_name}.safetensors"
 
     @property
-    def url(self) -> str:
-        endpoint = os.environ.get("HF_ENDPOINT") or HUGGING_FACE
-        try:
-            return http_url(f"{endpoint.rstrip('/')}/{self.repository}/resolve/main/{SAFETENSORS_NAME}")
-        except ArgumentTypeError as error:
-            raise UserError("HF_ENDPOINT", str(error), f"例如 HF_ENDPOINT={HUGGING_FACE}。") from None
-
-    def is_full(self, path: Path) -> bool:
-        """path 不必再补了。"""
-        return not self.find_fault(path)
+    def config_name(self) -> str:
+        """configs/ 里结构与它相同的配置。"""
+        return f"gpt2_config_{self.size_name}.json"
 
     def find_fault(self, path: Path) -> str:
         """path 的结构哪里不对；对的为空。"""
@@ -95,22 +93,8 @@ class Weights:
 
 
 HUGGING_FACE = "https://huggingface.co"
-WEIGHTS = {
-    "124M": Weights(
-        file_name="gpt2_124M.safetensors", repository="openai-community/gpt2", config_name="gpt2_config_124M.json"
-    ),
-    "355M": Weights(
-        file_name="gpt2_355M.safetensors",
-        repository="openai-community/gpt2-medium",
-        config_name="gpt2_config_355M.json",
-    ),
-    "774M": Weights(
-        file_name="gpt2_774M.safetensors", repository="openai-community/gpt2-large", config_name="gpt2_config_774M.json"
-    ),
-    "1558M": Weights(
-        file_name="gpt2_1558M.safetensors", repository="openai-community/gpt2-xl", config_name="gpt2_config_1558M.json"
-    ),
-}
+REPOSITORIES = {"124M": "gpt2", "355M": "gpt2-medium", "774M": "gpt2-large", "1558M": "gpt2-xl"}
+WEIGHTS = {size: Weights(size, f"openai-community/{name}") for size, name in REPOSITORIES.items()}
 GPT2, DEFAULT_SIZE = "gpt2", "124M"
 POCKET_LLM = "https://raw.githubusercontent.com/mcuking/PocketLLM/e923c6f/data"
 DATASETS = {
@@ -122,23 +106,24 @@ DATASETS = {
     ),
 }
 Downloadable = Dataset | Weights
+Fetch = Callable[[Path, int], None]  # (文件, 从第几字节起) -> 补全它；中途失败时，收到的都留在里面
 
 
-def download(dataset: Downloadable, url: str, target: Path, timeout: float) -> Path | None:
-    """从 url 下载成 target，接着上次的 <target>.part 继续。
+def download(published: Dataset, wanted: Downloadable, fetch: Fetch, target: Path) -> Path | None:
+    """用 fetch 下载 published，放到 target，接着上次的 <target>.part 继续；收齐后照 published 和 wanted 核对。
 
     原有的 target 改名保留，返回它的新名字（没有则为 None）。网络、磁盘或校验失败抛出 RunError，target 不变。
     """
     part = target.with_name(f"{target.name}.part")
-    with _disk_errors(part):
+    with output_lock(target), _disk_errors(part):
         start = part.stat().st_size if part.exists() else 0
-        if not (start and dataset.is_full(part)):
-            is_too_long = dataset.size is not None and start > dataset.size
-            _fetch(dataset, url, part, 0 if is_too_long else start, timeout)
-        if fault := dataset.find_fault(part):
+        start = start if start <= published.size else 0
+        if start < published.size:
+            fetch(part, start)
+        if fault := published.find_fault(part) or wanted.find_fault(part):
             part.unlink()
             reason = f"下载到的内容不对（{fault}），已删除 {part.name}"
-            raise RunError(url, reason, f"再运行一次会从头下载；仍然不对就用{dataset.mirror_flag}换一个镜像。")
+            raise RunError(published.url, reason, f"再运行一次会从头下载；仍然不对就用{wanted.mirror_flag}换一个镜像。")
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         backup = keep_backup(target)
@@ -146,16 +131,68 @@ def download(dataset: Downloadable, url: str, target: Path, timeout: float) -> P
     return backup
 
 
-def _fetch(dataset: Downloadable, url: str, part: Path, start: int, timeout: float) -> None:
-    """从第 start 字节起把 part 补全，多出来的一概不读；中途失败时，收到的都留在 part 里。"""
+def download_text(dataset: Dataset, url: str, target: Path, timeout: float) -> Path | None:
+    """从 url 下载 dataset。"""
+    return download(dataset, dataset, partial(_fetch, dataset, url, timeout), target)
+
+
+def download_weights(weights: Weights, target: Path) -> Path | None:
+    """从 Hugging Face 或 HF_ENDPOINT 下载；有多大、SHA-256 是什么由它说，断了由库自己重试几次。"""
+    endpoint = os.environ.get("HF_ENDPOINT") or HUGGING_FACE
+    try:
+        endpoint = http_url(endpoint.rstrip("/"))
+    except ArgumentTypeError as error:
+        raise UserError("HF_ENDPOINT", str(error), f"例如 HF_ENDPOINT={HUGGING_FACE}。") from None
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # 不报告用法，也不为此多联一次网
+    import httpx2  # huggingface_hub 用它联网
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import logging
+
+    if constants.HF_HUB_OFFLINE:
+        raise UserError("环境变量 HF_HUB_OFFLINE", "设了它就不联网", "去掉它再运行。")
+    logging.set_verbosity_error()
+    url = hf_hub_url(weights.repository, SAFETENSORS_NAME, endpoint=endpoint)
+    errors = partial(_network_errors, weights, url, HUB_TIMEOUT, (httpx2.HTTPError, httpx2.InvalidURL))
+    with errors():
+        metadata = get_hf_file_metadata(url, token=False, timeout=HUB_TIMEOUT)
+    if metadata.size is None:
+        raise RunError(url, "服务器没有说文件有多大", _advice(weights))
+    sha256 = metadata.etag if re.fullmatch("[0-9a-f]{64}", metadata.etag or "") else ""
+
+    def fetch(part: Path, start: int) -> None:
+        check_free_space(part, metadata.size - start)
+        options = {"resume_size": start, "expected_size": metadata.size, "displayed_filename": weights.file_name}
+        with BoundedFile(part, start, metadata.size) as file, errors():
+            http_get(metadata.location, file, headers={"Accept-Encoding": "identity"}, **options)
+
+    return download(Dataset(weights.file_name, metadata.size, sha256, url), weights, fetch, target)
+
+
+class BoundedFile(io.BufferedWriter):
+    """从第 start 字节接着写；超过 limit 字节就抛出 ValueError：服务器给的比它说的多，不能一直写下去。"""
+
+    def __init__(self, path: Path, start: int, limit: int):
+        super().__init__(io.FileIO(path, "a" if start else "w"))
+        self.path, self.limit = path, limit
+
+    def write(self, data: bytes) -> int:
+        if self.tell() + len(data) > self.limit:
+            raise ValueError(self.limit)
+        with _disk_errors(self.path):  # 不是网络的错
+            return super().write(data)
+
+
+def _fetch(dataset: Dataset, url: str, timeout: float, part: Path, start: int) -> None:
+    """从第 start 字节起把 part 补全，多出来的一概不读。"""
     with _network_errors(dataset, url, timeout):
         response, start = _open(url, start, timeout)
     with response:
-        size = _size_of(dataset, url, response)
-        check_free_space(part, size - start)
-        bar = tqdm(total=size, initial=start, unit="B", unit_scale=True, disable=None)  # None：只在终端上显示
+        _check_size(dataset, url, response)
+        missing = dataset.size - start
+        check_free_space(part, missing)
+        bar = tqdm(total=dataset.size, initial=start, unit="B", unit_scale=True, disable=None)  # None：只在终端上显示
         with bar, part.open("ab" if start else "wb") as file:
-            missing = size - start
             while missing:
                 with _network_errors(dataset, url, timeout):
                     # read1 有多少给多少；read 要攒满才返回，超时就丢掉已经收到的
@@ -185,32 +222,32 @@ def _open(url: str, start: int, timeout: float) -> tuple[http.client.HTTPRespons
     return urllib.request.urlopen(url, timeout=timeout), 0
 
 
-def _size_of(dataset: Downloadable, url: str, response: http.client.HTTPResponse) -> int:
-    """整个文件的大小。服务器报出的不对（如登录页、错误页），就不必下载，也不动已有的 .part。"""
+def _check_size(dataset: Dataset, url: str, response: http.client.HTTPResponse) -> None:
+    """服务器报出的大小不对（如登录页、错误页），就不必下载，也不动已有的 .part；不说的按 dataset 的读。"""
     total = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get("Content-Length", "")
-    if not total.isdecimal():
-        if dataset.size is None:
-            raise RunError(url, "服务器没有说文件有多大", _advice(dataset))
-        return dataset.size
-    if dataset.size not in (None, int(total)):
-        reason = f"服务器上的文件有 {int(total):,} 字节，应为 {dataset.size:,} 字节"
-        raise RunError(url, reason, _advice(dataset))
-    return int(total)
+    if total.isdecimal() and total.lstrip("0") != str(dataset.size):  # 有几千位的，连变成数都不行
+        shown = f"{int(total):,}" if len(total) <= MAX_DIGITS else f"{len(total):,} 位数那么多"
+        raise RunError(url, f"服务器上的文件有 {shown} 字节，应为 {dataset.size:,} 字节", _advice(dataset))
 
 
 @contextmanager
-def _network_errors(dataset: Downloadable, url: str, timeout: float) -> Iterator[None]:
-    """网络上的各种失败变成一行 RunError。"""
+def _network_errors(
+    dataset: Downloadable, url: str, timeout: float, more: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """网络上的各种失败变成一行 RunError；more 是别的库自己的错误。"""
     try:
         yield
-    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError：服务器转去一个不合法的地址
+    except (OSError, http.client.HTTPException, ValueError, *more) as error:  # ValueError：转去一个不合法的地址
         raise RunError(url, _explain(error, timeout), _advice(dataset)) from None
 
 
 def _explain(error: Exception, timeout: float) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        return f"服务器回答 {error.code} {http.client.responses.get(error.code, '')}".rstrip()
-    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    code = getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", None)
+    if code:
+        return f"服务器回答 {code} {http.client.responses.get(code, '')}".rstrip()
+    cause: BaseException = error
+    while inner := cause.__cause__ or cause.__context__:  # 各个库都把套接字的错误包了几层
+        cause = inner
     # 服务器发来的文字不进消息：其中可能有换行和终端控制符
     known = {
         TimeoutError: f"等待超过 {timeout:g} 秒没有数据",
@@ -223,7 +260,8 @@ def _explain(error: Exception, timeout: float) -> str:
     for kind, reason in known.items():
         if isinstance(cause, kind):
             return reason
-    return f"网络出错（{describe_os_error(cause) or type(cause).__name__}）"
+    is_system = getattr(cause, "errno", None) is not None
+    return f"网络出错（{describe_os_error(cause)}）" if is_system else "连接中断，或服务器的回答不合 HTTP 规范"
 
 
 def _advice(dataset: Downloadable) -> str:
@@ -257,7 +295,7 @@ def is_complete(dataset: Downloadable, path: Path) -> bool:
         if not path.exists():
             return False
         check_input_file(path, "数据文件")
-        return dataset.is_full(path) and not dataset.find_fault(path)
+        return not dataset.find_fault(path)
 
 
 def http_url(text: str) -> str:
@@ -279,9 +317,7 @@ def parse_args() -> Namespace:
     parser.add_argument("name", metavar="名称", type=one_of(*names), help="、".join(names))
     sizes = " | ".join(WEIGHTS)
     parser.add_argument("--size", type=one_of(*WEIGHTS), help=f"{GPT2} 的大小：{sizes}（默认 {DEFAULT_SIZE}）")
-    parser.add_argument(
-        "--url", type=http_url, help="改从这个地址下载（默认：原来发布的地址；gpt2 可用环境变量 HF_ENDPOINT 换镜像站）"
-    )
+    parser.add_argument("--url", type=http_url, help=f"改从这个地址下载（默认：原来发布的地址；{GPT2} 用 HF_ENDPOINT）")
     parser.add_argument(
         "--output", type=file_path, help="保存到哪里（默认：data/ 下，西游记原著.txt、gpt2_124M.safetensors 等）"
     )
@@ -289,15 +325,19 @@ def parse_args() -> Namespace:
         "--timeout",
         type=positive_float,
         default=DEFAULT_TIMEOUT,
-        help="连续这么多秒收不到数据就放弃（默认：%(default)g）",
+        help=f"连续这么多秒收不到数据就放弃（默认：%(default)g；{GPT2} 由 huggingface_hub 决定）",
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.size and args.name != GPT2:
+        raise UserError("--size", f"只用于 {GPT2}", f"去掉它，或改成 {GPT2}。")
+    if args.name == GPT2 and (unused := parser.given & {"url", "timeout"}):
+        advice = "换镜像站用环境变量 HF_ENDPOINT。"
+        raise UserError(f"--{min(unused)}", f"不用于 {GPT2}，它由 huggingface_hub 下载", advice)
+    return args
 
 
 def main() -> None:
     args = parse_args()
-    if args.size and args.name != GPT2:
-        raise UserError("--size", f"只用于 {GPT2}", f"去掉它，或改成 {GPT2}。")
     dataset = WEIGHTS[args.size or DEFAULT_SIZE] if args.name == GPT2 else DATASETS[args.name]
     target = args.output or DATA_DIR / dataset.file_name
     if is_complete(dataset, target):
@@ -305,7 +345,10 @@ def main() -> None:
         return
     check_output_path(target)
     try:
-        backup = download(dataset, args.url or dataset.url, target, min(args.timeout, MAX_TIMEOUT))
+        if args.name == GPT2:
+            backup = download_weights(dataset, target)
+        else:
+            backup = download_text(dataset, args.url or dataset.url, target, min(args.timeout, MAX_TIMEOUT))
     except (KeyboardInterrupt, Terminated):
         print("已中断；再运行一次会接着已下载的部分继续。", file=sys.stderr)
         raise

@@ -115,7 +115,7 @@ def test_output_cannot_replace_what_is_read_beside_the_weights(folder, program, 
     before = {path: path.read_bytes() for path in (folder / "gpt2").iterdir()}
     names = {"pretrain.py": ("--init_from", "--model_path"), "explain.py": ("--model_path", "--output")}
     source, target = names.get(program, ("--model_path", "--output_path"))
-    data = ("--data_path", DATA[program]) if program in DATA else ()
+    data = ("--data_path", DATA[program]) if program in DATA else ("--prompt", "悟空")
     result = run(program, source, start, target, f"gpt2/{name}", *data, cwd=folder)
     assert result.code == 2 and result.stderr.startswith(f"错误：gpt2/{name}：同时是输入文件"), result.stderr
     assert result.stderr.count("\n") == 1
