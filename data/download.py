@@ -1,4 +1,4 @@
-"""下载没有随项目附带的语料和 GPT-2 的权重：能断点续传，核对之后才放到位。权重由 huggingface_hub 下载。
+"""下载没有随项目附带的语料和 GPT-2 的权重，核对之后才放到位。权重由 huggingface_hub 下载，能断点续传。
 
 用法：python data/download.py 西游记原著
       python data/download.py gpt2 --size 124M
@@ -15,14 +15,12 @@ import sys
 import urllib.error
 import urllib.request
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urlsplit
-
-from tqdm import tqdm
 
 # 直接运行本脚本时，Python 只在 data/ 里找模块；加上项目根目录才能用 utils
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -32,7 +30,7 @@ from utils.cli import ArgumentParser, file_path, one_of, positive_float
 from utils.config_file import CONFIGS_DIR, read_config
 from utils.errors import RunError, Terminated, UserError, describe_os_error, run_program
 from utils.file_lock import output_lock
-from utils.files import check_free_space, check_input_file, check_output_path, keep_backup
+from utils.files import check_free_space, check_input_file, check_output_path, keep_backup, write_atomically
 from utils.hugging_face_config import recognize_config, with_plain_names
 from utils.weights_file import SAFETENSORS_NAME, read_shapes
 
@@ -46,39 +44,39 @@ MAX_DIGITS = 20  # 更长的数不写出来
 
 @dataclass(frozen=True)
 class Dataset:
-    """一个可下载的文件；size 以字节计，sha256 不知道则为空。"""
+    """一个可下载的文本，只有几 MB；size 以字节计。"""
+
+    mirror_flag = " --url "  # 用什么换一个镜像
+    again = "再运行一次会重新下载"
 
     file_name: str
     size: int
     sha256: str
     url: str
-    mirror_flag = " --url "  # 用什么换一个镜像
 
-    def find_fault(self, path: Path) -> str:
-        """path 的内容哪里不对；对的为空。"""
-        size = path.stat().st_size
-        if size != self.size:
-            return f"有 {size:,} 字节，应为 {self.size:,} 字节"
-        received = _sha256(path) if self.sha256 else ""
+    def find_fault(self, content: bytes) -> str:
+        """content 哪里不对；对的为空。"""
+        if len(content) != self.size:
+            more = "不止 " if len(content) > self.size else ""
+            return f"收到{more or ' '}{min(len(content), self.size):,} 字节，应为 {self.size:,} 字节"
+        received = hashlib.sha256(content).hexdigest()
         return "" if received == self.sha256 else f"SHA-256 是 {received}，应为 {self.sha256}"
+
+    def is_in(self, path: Path) -> bool:
+        """path 就是它。"""
+        return path.stat().st_size == self.size and not self.find_fault(path.read_bytes())
 
 
 @dataclass(frozen=True)
 class Weights:
     """Hugging Face 上一种大小的 GPT-2；已有的文件对不对看结构，不必联网。"""
 
-    size_name: str
-    repository: str
     mirror_flag = "环境变量 HF_ENDPOINT "
+    again = "再运行一次会接着已下载的部分继续"
 
-    @property
-    def file_name(self) -> str:
-        return f"gpt2_{self.size_name}.safetensors"
-
-    @property
-    def config_name(self) -> str:
-        """configs/ 里结构与它相同的配置。"""
-        return f"gpt2_config_{self.size_name}.json"
+    file_name: str
+    repository: str
+    config_name: str  # configs/ 里结构与它相同的配置
 
     def find_fault(self, path: Path) -> str:
         """path 的结构哪里不对；对的为空。"""
@@ -91,10 +89,18 @@ class Weights:
             return str(error)
         return "" if actual == expected else f"不是 {self.config_name} 的结构"
 
+    def is_in(self, path: Path) -> bool:
+        """path 就是它。"""
+        return not self.find_fault(path)
+
 
 HUGGING_FACE = "https://huggingface.co"
-REPOSITORIES = {"124M": "gpt2", "355M": "gpt2-medium", "774M": "gpt2-large", "1558M": "gpt2-xl"}
-WEIGHTS = {size: Weights(size, f"openai-community/{name}") for size, name in REPOSITORIES.items()}
+WEIGHTS = {
+    "124M": Weights("gpt2_124M.safetensors", "openai-community/gpt2", "gpt2_config_124M.json"),
+    "355M": Weights("gpt2_355M.safetensors", "openai-community/gpt2-medium", "gpt2_config_355M.json"),
+    "774M": Weights("gpt2_774M.safetensors", "openai-community/gpt2-large", "gpt2_config_774M.json"),
+    "1558M": Weights("gpt2_1558M.safetensors", "openai-community/gpt2-xl", "gpt2_config_1558M.json"),
+}
 GPT2, DEFAULT_SIZE = "gpt2", "124M"
 POCKET_LLM = "https://raw.githubusercontent.com/mcuking/PocketLLM/e923c6f/data"
 DATASETS = {
@@ -106,38 +112,22 @@ DATASETS = {
     ),
 }
 Downloadable = Dataset | Weights
-Fetch = Callable[[Path, int], None]  # (文件, 从第几字节起) -> 补全它；中途失败时，收到的都留在里面
-
-
-def download(published: Dataset, wanted: Downloadable, fetch: Fetch, target: Path) -> Path | None:
-    """用 fetch 下载 published，放到 target，接着上次的 <target>.part 继续；收齐后照 published 和 wanted 核对。
-
-    原有的 target 改名保留，返回它的新名字（没有则为 None）。网络、磁盘或校验失败抛出 RunError，target 不变。
-    """
-    part = target.with_name(f"{target.name}.part")
-    with output_lock(target), _disk_errors(part):
-        start = part.stat().st_size if part.exists() else 0
-        start = start if start <= published.size else 0
-        if start < published.size:
-            fetch(part, start)
-        if fault := published.find_fault(part) or wanted.find_fault(part):
-            part.unlink()
-            reason = f"下载到的内容不对（{fault}），已删除 {part.name}"
-            raise RunError(published.url, reason, f"再运行一次会从头下载；仍然不对就用{wanted.mirror_flag}换一个镜像。")
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        backup = keep_backup(target)
-        os.replace(part, target)
-    return backup
 
 
 def download_text(dataset: Dataset, url: str, target: Path, timeout: float) -> Path | None:
-    """从 url 下载 dataset。"""
-    return download(dataset, dataset, partial(_fetch, dataset, url, timeout), target)
+    """从 url 下载 dataset，核对之后写成 target；最多读 dataset.size 再加一个字节，服务器说有多大都不作数。
+
+    原有的 target 改名保留，返回它的新名字（没有则为 None）。网络、磁盘或校验失败抛出 RunError，target 不变。
+    """
+    with _network_errors(dataset, url, timeout), urllib.request.urlopen(url, timeout=timeout) as response:
+        content = response.read(dataset.size + 1)
+    if fault := dataset.find_fault(content):
+        raise RunError(url, f"下载到的内容不对（{fault}）", _advice(dataset))
+    return write_atomically(target, lambda file: file.write(content), keep_old=True)
 
 
 def download_weights(weights: Weights, target: Path) -> Path | None:
-    """从 Hugging Face 或 HF_ENDPOINT 下载；有多大、SHA-256 是什么由它说，断了由库自己重试几次。"""
+    """从 Hugging Face 或 HF_ENDPOINT 下载，接着上次的 <target>.part；大小和 SHA-256 由它说。其余同 download_text。"""
     endpoint = os.environ.get("HF_ENDPOINT") or HUGGING_FACE
     try:
         endpoint = http_url(endpoint.rstrip("/"))
@@ -154,26 +144,29 @@ def download_weights(weights: Weights, target: Path) -> Path | None:
     logging.set_verbosity_error()
     url = hf_hub_url(weights.repository, SAFETENSORS_NAME, endpoint=endpoint)
     errors = partial(_network_errors, weights, url, HUB_TIMEOUT, (httpx2.HTTPError, httpx2.InvalidURL))
-    with errors():
-        metadata = get_hf_file_metadata(url, token=False, timeout=HUB_TIMEOUT)
-    if metadata.size is None:
-        raise RunError(url, "服务器没有说文件有多大", _advice(weights))
-    sha256 = metadata.etag if re.fullmatch("[0-9a-f]{64}", metadata.etag or "") else ""
-
-    def fetch(part: Path, start: int) -> None:
-        check_free_space(part, metadata.size - start)
-        options = {"resume_size": start, "expected_size": metadata.size, "displayed_filename": weights.file_name}
-        with BoundedFile(part, start, metadata.size) as file, errors():
-            http_get(metadata.location, file, headers={"Accept-Encoding": "identity"}, **options)
-
-    return download(Dataset(weights.file_name, metadata.size, sha256, url), weights, fetch, target)
+    part = target.with_name(f"{target.name}.part")
+    with output_lock(target), _disk_errors(part):
+        with errors():
+            published = get_hf_file_metadata(url, token=False, timeout=HUB_TIMEOUT)
+        if published.size is None:
+            raise RunError(url, "服务器没有说文件有多大", _advice(weights))
+        with (
+            BoundedFile(part, published.size) as file,
+            errors(),
+        ):  # hf_hub_download 停下之后要从头来，所以用它里面的这一步
+            options = {"resume_size": file.tell(), "expected_size": published.size}
+            headers = {"Accept-Encoding": "identity"}
+            http_get(published.location, file, headers=headers, displayed_filename=weights.file_name, **options)
+        return _accept(weights, url, published.etag or "", part, target)
 
 
 class BoundedFile(io.BufferedWriter):
-    """从第 start 字节接着写；超过 limit 字节就抛出 ValueError：服务器给的比它说的多，不能一直写下去。"""
+    """接着写 path，它已经超过 limit 字节就从头写；要写得超过 limit 就抛出 ValueError：服务器给的比它说的多。"""
 
-    def __init__(self, path: Path, start: int, limit: int):
-        super().__init__(io.FileIO(path, "a" if start else "w"))
+    def __init__(self, path: Path, limit: int):
+        start = path.stat().st_size if path.exists() else 0
+        check_free_space(path, limit - start)
+        super().__init__(io.FileIO(path, "a" if start <= limit else "w"))
         self.path, self.limit = path, limit
 
     def write(self, data: bytes) -> int:
@@ -183,51 +176,19 @@ class BoundedFile(io.BufferedWriter):
             return super().write(data)
 
 
-def _fetch(dataset: Dataset, url: str, timeout: float, part: Path, start: int) -> None:
-    """从第 start 字节起把 part 补全，多出来的一概不读。"""
-    with _network_errors(dataset, url, timeout):
-        response, start = _open(url, start, timeout)
-    with response:
-        _check_size(dataset, url, response)
-        missing = dataset.size - start
-        check_free_space(part, missing)
-        bar = tqdm(total=dataset.size, initial=start, unit="B", unit_scale=True, disable=None)  # None：只在终端上显示
-        with bar, part.open("ab" if start else "wb") as file:
-            while missing:
-                with _network_errors(dataset, url, timeout):
-                    # read1 有多少给多少；read 要攒满才返回，超时就丢掉已经收到的
-                    chunk = response.read1(min(CHUNK_BYTES, missing))
-                    if not chunk:
-                        raise ConnectionAbortedError
-                file.write(chunk)
-                bar.update(len(chunk))
-                missing -= len(chunk)
-
-
-def _open(url: str, start: int, timeout: float) -> tuple[http.client.HTTPResponse, int]:
-    """请求第 start 字节以后的内容，返回（响应，它实际从第几字节开始）；服务器不能续传就从头来。"""
-    if start:
-        request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"})
-        try:
-            response = urllib.request.urlopen(request, timeout=timeout)
-        except urllib.error.HTTPError as error:
-            if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-                raise
-        else:
-            if response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-                return response, start
-            if response.status == http.client.OK:
-                return response, 0
-            response.close()
-    return urllib.request.urlopen(url, timeout=timeout), 0
-
-
-def _check_size(dataset: Dataset, url: str, response: http.client.HTTPResponse) -> None:
-    """服务器报出的大小不对（如登录页、错误页），就不必下载，也不动已有的 .part；不说的按 dataset 的读。"""
-    total = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get("Content-Length", "")
-    if total.isdecimal() and total.lstrip("0") != str(dataset.size):  # 有几千位的，连变成数都不行
-        shown = f"{int(total):,}" if len(total) <= MAX_DIGITS else f"{len(total):,} 位数那么多"
-        raise RunError(url, f"服务器上的文件有 {shown} 字节，应为 {dataset.size:,} 字节", _advice(dataset))
+def _accept(weights: Weights, url: str, sha256: str, part: Path, target: Path) -> Path | None:
+    """收齐的 part 核对之后改名为 target；sha256 不像 SHA-256（不是 Hugging Face 的服务器）就只看结构。"""
+    with part.open("rb+") as file:
+        received = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    is_other = re.fullmatch("[0-9a-f]{64}", sha256) and received != sha256
+    if fault := f"SHA-256 是 {received}，应为 {sha256}" if is_other else weights.find_fault(part):
+        part.unlink()
+        reason = f"下载到的内容不对（{fault}），已删除 {part.name}"
+        raise RunError(url, reason, f"再运行一次会从头下载；仍然不对就用{weights.mirror_flag}换一个镜像。")
+    backup = keep_backup(target)
+    os.replace(part, target)
+    return backup
 
 
 @contextmanager
@@ -266,7 +227,7 @@ def _explain(error: Exception, timeout: float) -> str:
 
 def _advice(dataset: Downloadable) -> str:
     return (
-        "检查网络后再运行一次，会接着已下载的部分继续；"
+        f"检查网络后{dataset.again}；"
         f"也可用{dataset.mirror_flag}换一个镜像，或自己找到文件放到 {DATA_DIR / dataset.file_name}。"
     )
 
@@ -281,21 +242,13 @@ def _disk_errors(path: Path) -> Iterator[None]:
         raise RunError(error.filename or path, reason, "检查磁盘空间和权限后再运行一次。") from None
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def is_complete(dataset: Downloadable, path: Path) -> bool:
     """path 已经是完整、正确的 dataset。"""
     with _disk_errors(path):
         if not path.exists():
             return False
         check_input_file(path, "数据文件")
-        return not dataset.find_fault(path)
+        return dataset.is_in(path)
 
 
 def http_url(text: str) -> str:
@@ -312,7 +265,7 @@ def http_url(text: str) -> str:
 
 
 def parse_args() -> Namespace:
-    parser = ArgumentParser("下载没有随项目附带的语料和 GPT-2 的权重：能断点续传，核对之后才放到位。")
+    parser = ArgumentParser("下载没有随项目附带的语料和 GPT-2 的权重，核对之后才放到位。")
     names = (*DATASETS, GPT2)
     parser.add_argument("name", metavar="名称", type=one_of(*names), help="、".join(names))
     sizes = " | ".join(WEIGHTS)
@@ -350,7 +303,7 @@ def main() -> None:
         else:
             backup = download_text(dataset, args.url or dataset.url, target, min(args.timeout, MAX_TIMEOUT))
     except (KeyboardInterrupt, Terminated):
-        print("已中断；再运行一次会接着已下载的部分继续。", file=sys.stderr)
+        print(f"已中断；{dataset.again}。", file=sys.stderr)
         raise
     if backup:
         print(f"提示：原来的 {target.name} 内容不同，已改名为 {backup.name}", file=sys.stderr)
