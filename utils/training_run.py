@@ -21,6 +21,7 @@ from utils.checkpoint_files import checkpoint_folder, list_checkpoints, size_of
 from utils.console import hint, say
 from utils.distributed import is_on, max_over, number_from_main, wait_for_all
 from utils.errors import UserError, leave_by_signal, stop_signals
+from utils.evaluation_schedule import continue_evaluations
 from utils.files import check_free_space
 from utils.loss_spikes import SpikeDetector
 from utils.model_file import count_bytes
@@ -169,6 +170,7 @@ class TrainingRun:
         notes = compare_runs(path, state["run"], self.identity, allow_data_change)
         notes += compare_processes(path, state, self.trainer.parallel, allow_process_change)
         self.checkpoints.load_into(self.trainer, path, state)
+        continue_evaluations(self.trainer, state.get("eval_samples"))
         self.budget.continue_after(state["seconds"])
         limits = [{name: run["settings"].get(name) for name in LIMITS} for run in (state["run"], asdict(self.identity))]
         if state["is_finished"] and limits[0] == limits[1]:
@@ -264,6 +266,7 @@ class TrainingRun:
             "is_finished": is_finished,
             "seconds": self.budget.seconds,
             "records": [asdict(record) for record in self.files.records],
+            "eval_samples": len(self.trainer.validate_sample.dataset),
             "history": self.report.state(),
         }
         self._is_saving_checkpoint = True
