@@ -189,6 +189,7 @@ class TrainingRun:
 
         def on_step(loss: float, progress: float) -> None:
             bar.update(loss, progress)
+            self.report.observe_step(loss)
             if text := spikes.describe_spike(self.trainer.step, loss):
                 hint(text)
 
@@ -210,7 +211,8 @@ class TrainingRun:
                 bar.close()
         self.report.add_last_samples()
         self.report.finish(self.files.records, "训练完成")
-        self.files.draw_curve()
+        self.files.on_result = lambda result: self.report.finish(self.files.records, "训练完成", result)
+        self.files.draw_curve(self.report.history.steps)
         return self.files.kept
 
     def _consume_evaluations(self) -> None:
@@ -322,7 +324,7 @@ class TrainingRun:
                 self._save_model(None)
             self._save_checkpoint()
         if files.records:
-            files.draw_curve()
+            files.draw_curve(self.report.history.steps)
             self.report.finish(files.records, f"在第 {trainer.step:,} 步中断")
         wait_for_all()  # 先离开的会让 torchrun 去停掉还在写文件的
         where = f"{files.model} 里是第 {files.kept.step} 步的权重" if files.kept else "还没有可保存的权重"
