@@ -85,7 +85,7 @@ def test_charts_hold_exactly_what_the_log_says(tmp_path):
     }
     charts = {chart["title"]: chart["lines"] for chart in data["charts"]}
     assert charts["损失"] == {"验证": [record["validate_loss"] for record in log]}
-    assert list(charts["各部分的梯度范数"]) == ["嵌入", "第 1 块", "第 2 块", "输出"]
+    assert list(charts["各部分的梯度范数"]) == ["嵌入", "第 1 层", "第 2 层", "输出"]
     assert data["best"] == min(range(len(log)), key=lambda index: log[index]["validate_loss"])
     speeds, memory = charts["速度"]["速度"], charts["内存"]["内存"]
     assert speeds[0] is None and all(speed > 0 for speed in speeds[1:]) and all(10 < value < 10**5 for value in memory)
@@ -334,7 +334,7 @@ def test_clipping_equals_that_of_torch_bit_for_bit(limit):
     parts = norms_by_part(norms)
     assert sum(norm**2 for norm in parts.values()) ** 0.5 == pytest.approx(total, rel=1e-5)
     block = [gradient for name, gradient in before.items() if name.startswith("trf_blocks.1.")]
-    assert parts["第 2 块"] == pytest.approx(torch.cat([g.flatten() for g in block]).norm().item(), rel=1e-5)
+    assert parts["第 2 层"] == pytest.approx(torch.cat([g.flatten() for g in block]).norm().item(), rel=1e-5)
 
 
 def test_writing_obeys_its_budget_but_the_last_page_is_always_written(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ function drawEmbedding() {
       element(
         "p",
         { class: "caption" },
-        `${quote(ids[state.position])}，第 ${state.position} 个位置，${data.config.emb_dim} 维里的前 ${rows[0].length} 维`,
+        `${quote(ids[state.position])}，第 ${ordinal(state.position)} 个，${data.config.emb_dim} 维里的前 ${rows[0].length} 维`,
       ),
       ...names.map((name, index) => strip(name, rows[index], scale, `长 ${number(norms.at(index, state.position))}`)),
     );
