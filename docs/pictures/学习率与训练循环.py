@@ -23,6 +23,6 @@ def draw() -> Picture:
     schedule = [(step, learning_rate_factor(step, WARMUP, step / STEPS)) for step in range(STEPS + 1)]
     axes.curve(schedule[: WARMUP + 1], color=ORANGE, width=3)
     axes.curve(schedule[WARMUP:], color=GREEN, width=3)
-    picture.text(150, 285, "升温：先试探着走", size=13, color=ORANGE, anchor="start")
+    picture.text(150, 285, "预热：先试探着走", size=13, color=ORANGE, anchor="start")
     picture.text(430, 215, "衰减：越走越小，才停得下来", size=13, color=GREEN, anchor="start")
     return picture
