@@ -19,7 +19,7 @@ def draw() -> Picture:
 
     axes = Axes(picture, 70, 160, 600, 180, (0, STEPS), (0, 1.05))
     ticks = {step: str(step) for step in (0, 20, 50, 100, 150, 200)}
-    axes.frame("步数", "学习率 ÷ 最大值", ticks, {0: "0", 0.5: "0.5", 1: "1"})
+    axes.frame("步数", "学习率 ÷ 设定的最大值", ticks, {0: "0", 0.5: "0.5", 1: "1"})
     schedule = [(step, learning_rate_factor(step, WARMUP, step / STEPS)) for step in range(STEPS + 1)]
     axes.curve(schedule[: WARMUP + 1], color=ORANGE, width=3)
     axes.curve(schedule[WARMUP:], color=GREEN, width=3)
