@@ -298,9 +298,10 @@ def test_link_to_a_missing_section_is_caught(tmp_path):
         "x = x + 1\n",
         "return self.final_norm(x)\n# …\nx = block(x, self.position, cache)\n",
         "x = block(x, self.position, cache)\nreturn self.final_norm(x)\n",
-        "for block in self.trf_blocks:\n# …\nx = block(x, self.position, cache)\n",
+        "return self.final_norm(x)\n# …\n\n",
+        "cache.length += token_ids.shape[1]\n# …\nreturn self.final_norm(x)\n",
     ],
-    ids=["part_of_a_line", "not_in_the_code", "other_order", "gap_not_marked", "mark_without_gap"],
+    ids=["part_of_a_line", "not_in_the_code", "other_order", "gap_not_marked", "mark_at_the_end", "mark_without_gap"],
 )
 def test_altered_quote_is_caught(quote):
     assert is_quoted("self.keys[layer, :, :, self.length : end] = keys\n") and not is_quoted(quote)
