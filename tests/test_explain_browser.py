@@ -157,6 +157,15 @@ def test_impossible_top_k_changes_nothing(page, value):
     assert texts(page, "#candidates .bar-text") == before
 
 
+def test_noise_floor_is_drawn_under_every_neighbour_and_said(page, data):
+    noise = data["embedding"]["noise"]
+    shares = page.evaluate(
+        "[...document.querySelectorAll('#neighbours .outline')].map((line) => +line.style.getPropertyValue('--share'))"
+    )
+    assert shares == [pytest.approx(noise, abs=1e-4)] * len(data["embedding"]["neighbours"][0])
+    assert f"最近的一个平均也有 {noise:.3f}" in text(page, "#noise-note")
+
+
 def test_arrow_keys_choose_a_token_everywhere(page, data):
     last = len(data["tokens"]) - 1
     focus(page, '#token-bar [tabindex="0"]')

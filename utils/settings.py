@@ -29,7 +29,7 @@ class TrainingSettings:
     optimizer: str = _setting("adamw", cli.one_of("adamw", "muon"), "优化器：adamw | muon")
     learning_rate: float = _setting(4e-4, cli.positive_float, "AdamW 的学习率")
     muon_learning_rate: float = _setting(0.02, cli.positive_float, "Muon 更新隐藏层矩阵的学习率")
-    warmup_steps: int = _setting(0, cli.non_negative_int, "学习率从 0 升到最大用几步")
+    warmup_steps: int = _setting(0, cli.non_negative_int, "预热：头几步学习率由小升起，同时照常衰减")
     weight_decay: float = _setting(0.1, cli.non_negative_float, "权重衰减，只作用于矩阵")
     grad_clip: float = _setting(1.0, cli.positive_float, "梯度范数的上限")
     stride: int | None = _setting(None, cli.positive_int, "相邻窗口的距离（默认等于上下文长度，不重叠）")
