@@ -324,3 +324,13 @@ def own_function(): ...
 
 def test_unknown_flag_is_caught(flags):
     assert unknown_flags("`--max_steps 3 --max_step`，`make --trace` 不归这里管", flags) == ["--max_step"]
+
+
+def test_people_count_layers_heads_and_tokens_from_one():
+    """第 1 层是 trf_blocks[0]，见 docs/README.md；照代码从 0 数的写“位置 0”“编号 0”。"""
+    from_zero = re.compile(r"第 ?[0零] ?(?:层|块|个|头)|第 ?\d+ ?(?:层|块|个|头)[^，。]*从 0 数")
+    sources = [path for folder in ("utils", "model", "checks") for path in (ROOT / folder).rglob("*.*")]
+    texts = [path for path in (*PAGES, *sources) if path.suffix in (".md", ".py", ".js", ".html")]
+    assert len(texts) > 100
+    assert [path.name for path in texts if from_zero.search(path.read_text(encoding="utf-8"))] == []
+    assert "第 1 层是代码里的 `trf_blocks[0]`" in (ROOT / "docs/README.md").read_text(encoding="utf-8")

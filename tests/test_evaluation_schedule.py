@@ -1,21 +1,25 @@
 """utils/evaluation_schedule.py：哪几步评估，每次看多少；中断后接着训练还是那几步。"""
 
 import math
+import signal
 from dataclasses import replace
 
 import pytest
 import torch
 from test_train_utils import make_trainer, run
+from test_training_run import before_step, start
+from test_training_run import make_trainer as make_run_trainer
 
 from utils.budget import Budget, plan_budget
+from utils.errors import Terminated
 from utils.evaluation_schedule import (
     EVALUATION_SHARE,
-    FORWARD_SHARE,
     MIN_INTERVALS,
     EvaluationSchedule,
     continue_evaluations,
     count_intervals,
     count_samples,
+    forward_share,
 )
 from utils.settings import TrainingSettings
 
@@ -115,7 +119,7 @@ def test_all_evaluations_together_take_at_most_three_percent(total, changes, wit
     steps = min(total, 60_000) if "max_minutes" in changes else total
     intervals = count_intervals(trainer, total, 600.0 if "max_minutes" in changes else math.inf)
     points = len(steps_evaluated(steps, trainer.settings.eval_freq, intervals))
-    seconds_per_forward = seconds_per_step / (4 * trainer.settings.accumulation_steps) * FORWARD_SHARE
+    seconds_per_forward = seconds_per_step / (4 * trainer.settings.accumulation_steps) * forward_share(trainer)
     spent = points * 2 * (2 if with_accuracy else 1) * num_samples * seconds_per_forward
     if num_samples > 1:  # 一次一个样本还超过，就没有更少的了
         assert spent <= EVALUATION_SHARE * steps * seconds_per_step
@@ -125,6 +129,16 @@ def test_samples_are_neither_too_few_to_mean_anything_nor_without_end():
     trainer = make_trainer(DERIVED)  # 一个样本 16 个 token
     assert count_samples(trainer, 24, 0.01) == 64
     assert count_samples(trainer, 10**8, 0.01) == 4096
+
+
+def test_only_what_is_trained_is_cheap_to_evaluate():
+    """只训练一层时反向省了，评估占的份额就大，样本要少些。"""
+    trainer = make_trainer(DERIVED)
+    assert forward_share(trainer) == 1 / 4
+    all_trained = count_samples(trainer, 10**5, 0.01)
+    trainer.model.requires_grad_(False)
+    trainer.model.final_norm.requires_grad_(True)
+    assert forward_share(trainer) > 0.9 and count_samples(trainer, 10**5, 0.01) < all_trained / 3
 
 
 def test_plan_decides_the_samples_unless_they_are_given():
@@ -148,3 +162,28 @@ def test_schedule_moves_no_random_state():
     trainer, before = make_trainer(DERIVED), torch.get_rng_state()
     EvaluationSchedule.of(trainer, Budget(100))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("stop", [1, 6, 30])
+def test_killed_and_resumed_run_has_the_evaluations_of_the_whole_one(tmp_path, stop):
+    """同样的步，同样的样本，同样的损失；样本数照检查点里的，不照现在的计划。"""
+
+    def evaluations(folder: str, *stops: int) -> list[tuple]:
+        (tmp_path / folder).mkdir()
+        for count, at in enumerate((*stops, None)):
+            torch.manual_seed(1)
+            trainer = make_run_trainer(eval_freq=None)
+            trainer.evaluate_on(2 if count == 0 else 3)
+            run = start(trainer, tmp_path / folder / "m.pth", Budget(60))
+            if count:
+                run.prepare(is_resuming=True)
+            if at is None:
+                run.run()
+                return [(item.step, item.train_loss.hex(), item.validate_loss.hex()) for item in run.files.records]
+            before_step(trainer, at, lambda: signal.raise_signal(signal.SIGTERM))
+            with pytest.raises(Terminated):
+                run.run()
+
+    whole = evaluations("whole")
+    assert len(whole) >= 21
+    assert evaluations("killed", stop) == whole

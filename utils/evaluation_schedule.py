@@ -12,7 +12,7 @@ TOKENS_PER_INTERVAL = 1_000_000  # 长的训练分得细些：每段这么多 to
 SECONDS_PER_INTERVAL = 60.0
 FIRST_STEP = 5  # 第一段里损失降得最快：第 5、10、20、40……步也评估
 EVALUATION_SHARE = 0.03  # 评估至多占训练时间的这么多
-FORWARD_SHARE = 1 / 4  # 只算前向的时间，与训练同样多的样本相比
+BACKWARD_TIMES = 3  # 反向和更新的时间是前向的几倍，全部参数都训练时
 MIN_EVAL_TOKENS, MAX_EVAL_TOKENS = 1_024, 65_536  # 一次评估看多少个 token；再少，损失就只是噪声
 ROUNDING = 1e-9  # 7 / 140 * 20 这样的数不因舍入而晚一步
 
@@ -67,12 +67,19 @@ def samples_per_step(trainer: "Trainer") -> int:
     return trainer.settings.batch_size * trainer.settings.accumulation_steps
 
 
+def forward_share(trainer: "Trainer") -> float:
+    """只算前向，占训练同样多的样本的几成；训练的参数少，反向就省，估得宁多勿少。"""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in trainer.model.parameters()]
+    trained = sum(size for size, is_trained in sizes if is_trained) / sum(size for size, _ in sizes)
+    return 1 / (1 + BACKWARD_TIMES * trained)
+
+
 def count_samples(trainer: "Trainer", total_steps: int, seconds_per_step: float) -> int:
     """每次评估看训练、验证部分各几个样本，全部评估才不超过训练时间的 EVALUATION_SHARE；极短的训练除外。"""
     settings = trainer.settings
     max_seconds = 60 * (settings.max_minutes or math.inf)
     steps = math.ceil(min(total_steps, max_seconds / max(1e-9, seconds_per_step)))
-    num_forward = EVALUATION_SHARE * steps * samples_per_step(trainer) / FORWARD_SHARE
+    num_forward = EVALUATION_SHARE * steps * samples_per_step(trainer) / forward_share(trainer)
     passes = 4 if trainer.calc_accuracy else 2  # 两个部分；准确率另算一遍
     schedule = EvaluationSchedule(settings.eval_freq, count_intervals(trainer, total_steps, max_seconds))
     wanted = num_forward / passes / schedule.count(steps, steps)
