@@ -28,7 +28,6 @@ DEFAULTS = {
     "learning_rate": 0.002,
     "muon_learning_rate": 0.005,
     "warmup_steps": 20,
-    "eval_freq": 100,
     "keep": "last",
 }
 

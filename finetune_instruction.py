@@ -29,7 +29,6 @@ DEFAULTS = {
     "learning_rate": 0.004,
     "muon_learning_rate": 0.01,
     "warmup_steps": 20,
-    "eval_freq": 500,
     "keep": "last",
 }
 

@@ -6,6 +6,7 @@ import pytest
 from test_training_run import RECORD, make_trainer
 
 from utils.run_files import Kept, RunFiles
+from utils.step_history import StepHistory
 from utils.train_utils import Evaluation
 
 
@@ -24,7 +25,7 @@ def test_old_files_get_a_second_name_before_anything_is_written(tmp_path, capsys
     assert all(path.read_bytes() == b"old" for path in paths)  # 写之前一刻也没有消失
     files.save_model(trainer, 9.4)
     files.add_record(RECORD)
-    files.draw_curve()
+    files.draw_curve(StepHistory())
     assert all(path.read_bytes() != b"old" for path in paths)
     assert all(path.with_name(path.name + ".bak").read_bytes() == b"old" for path in paths)
     assert capsys.readouterr().err.count("保留为") == 3

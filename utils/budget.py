@@ -4,6 +4,8 @@ import math
 import time
 from typing import TYPE_CHECKING
 
+from utils.evaluation_schedule import plan_evaluations
+
 if TYPE_CHECKING:
     from utils.train_utils import Trainer
 
@@ -42,6 +44,7 @@ def plan_budget(trainer: "Trainer", command_started: float) -> Budget:
     seconds_per_step = trainer.rehearse()
     limit = settings.epochs * trainer.steps_per_epoch
     total_steps = min(limit, settings.max_steps or limit)
+    plan_evaluations(trainer, total_steps, seconds_per_step)
     if not settings.max_minutes:
         return Budget(total_steps, seconds_per_step=seconds_per_step)
     seconds = 60 * settings.max_minutes

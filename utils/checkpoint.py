@@ -198,6 +198,7 @@ def _check_structure(state: dict) -> None:
         and _are_random_states(state["random"])
         and (state.get("processes") is None or _are_processes(**state["processes"]))
         and len(state["records"]) > 0
+        and type(state.get("eval_samples", 1)) is int  # 早期的检查点没有
         and all(map(_is_record, state["records"]))
     )
     if not is_right:

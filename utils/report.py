@@ -11,6 +11,7 @@ from utils.console import hint, say
 from utils.copy_check import MIN_CHARACTERS, CopyIndex
 from utils.corpus import Corpus
 from utils.device import describe_device
+from utils.evaluation_schedule import EvaluationSchedule
 from utils.generation import Sampling, generate_text, read_text_prompt, stream_text
 from utils.processes import is_main
 from utils.run_files import RunFiles
@@ -60,7 +61,7 @@ def print_plan(trainer: Trainer, budget: Budget) -> None:
     settings = trainer.settings
     total_steps, seconds_per_step = budget.total_steps, budget.seconds_per_step
     steps_left = max(0, total_steps - trainer.step)
-    num_evaluations = 2 + steps_left // settings.eval_freq
+    num_evaluations = EvaluationSchedule.of(trainer, budget).count(steps_left, total_steps)
     estimate = steps_left * seconds_per_step + num_evaluations * trainer.evaluation_seconds(seconds_per_step)
     epochs = total_steps / trainer.steps_per_epoch
     time = format_duration(estimate)

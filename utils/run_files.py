@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from utils.files import keep_backup, link_backup, list_backups, remove_leftovers
 from utils.model_file import load_weights, read_model_file, save_model
 from utils.plotting import plot_losses
 from utils.processes import is_main, on_main
+from utils.step_history import StepHistory
 from utils.train_utils import Evaluation, Trainer
 
 
@@ -38,6 +40,7 @@ class RunFiles:
         self.result = model_path.with_name(model_path.name + ".result.json")  # 练完才写
         self.records: list[Evaluation] = []
         self.kept: Kept | None = None
+        self.on_result: Callable[[dict], None] = lambda result: None  # 报告的开头也说最后的结果
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -93,8 +96,10 @@ class RunFiles:
     @on_main
     def write_result(self, **values: object) -> None:
         """练完之后，模型文件里的权重最后测得怎样；给程序读的，与屏幕上说的是同样的数。"""
-        text = json.dumps({"step": self.kept.step, **values}, ensure_ascii=False, indent=2) + "\n"
+        result = {"step": self.kept.step, **values}
+        text = json.dumps(result, ensure_ascii=False, indent=2) + "\n"
         write_atomically(self.result, lambda file: file.write(text.encode("utf-8")))
+        self.on_result(result)
 
     @on_main
     def _write_log(self) -> None:
@@ -103,8 +108,8 @@ class RunFiles:
         write_atomically(self.log, lambda file: file.write(lines.encode("utf-8")))
 
     @on_main
-    def draw_curve(self) -> None:
-        plot_losses(self.records, self.curve)
+    def draw_curve(self, steps: StepHistory) -> None:
+        plot_losses(self.records, steps, self.curve)
 
     @on_main
     def remove_leftovers(self) -> None:

@@ -17,6 +17,7 @@ from utils.cross_entropy import IGNORE_INDEX, cross_entropy
 from utils.data_loader import create_dataloader
 from utils.distributed import map_batches, max_over, number_from_main, sum_over
 from utils.errors import RunError
+from utils.evaluation_schedule import MAX_EVAL_TOKENS, EvaluationSchedule
 from utils.gradient_norms import clip_gradients
 from utils.optimizers import learning_rate_factor, load_optimizer_state, set_learning_rate
 from utils.parallel import OneProcess
@@ -24,7 +25,6 @@ from utils.random_state import get_random_state, set_random_state
 from utils.settings import TrainingSettings
 
 FULL_PRECISION = nullcontext()  # 不做混合精度
-MAX_EVAL_TOKENS = 65_536  # 没有指定 --eval_iter 时，每次评估最多看多少个 token
 # Trainer 的这些属性随检查点保存
 PROGRESS = ("step", "tokens", "epoch", "samples_done", "evaluated_step", "learning_rate")
 
@@ -143,8 +143,12 @@ class Trainer:
         self.on_step: Callable[[float, float], None] = lambda loss, progress: None
         self.between_steps: Callable[[], None] = lambda: None
         self.calc_accuracy: Callable[[DataLoader], float] | None = None  # 评估时另外算的准确率
-        self.validate_sample = evaluation_loader(validate_loader, self._num_eval_samples())
-        self.train_sample = evaluation_loader(train_loader, len(self.validate_sample.dataset))
+        self.evaluate_on(self._num_eval_samples())
+
+    def evaluate_on(self, num_samples: int) -> None:
+        """每次评估看验证部分的 num_samples 个样本（不够就是全部），和训练部分的同样多个。"""
+        self.validate_sample = evaluation_loader(self.validate_loader, num_samples)
+        self.train_sample = evaluation_loader(self.train_loader, len(self.validate_sample.dataset))
 
     def _num_eval_samples(self) -> int:
         """每次评估看几个样本。"""
@@ -176,9 +180,9 @@ class Trainer:
     def run(self, budget: Budget) -> Iterator[Evaluation]:
         """训练到 budget 用完为止；第 0 步和最后一步总会评估。stop_requested 时抛出 Interrupted。"""
         self.model.train()
-        groups = self._grouped_batches()
+        groups, schedule = self._grouped_batches(), EvaluationSchedule.of(self, budget)
         while True:
-            if self.step % self.settings.eval_freq == 0:
+            if schedule.is_due(self.step, number_from_main(budget.progress(self.step))):
                 yield from self._evaluate_once(budget)
             self.between_steps()
             progress = number_from_main(budget.progress(self.step)) if self.step else 0.0  # 时间再紧也至少走一步

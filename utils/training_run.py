@@ -21,6 +21,7 @@ from utils.checkpoint_files import checkpoint_folder, list_checkpoints, size_of
 from utils.console import hint, say
 from utils.distributed import is_on, max_over, number_from_main, wait_for_all
 from utils.errors import UserError, leave_by_signal, stop_signals
+from utils.evaluation_schedule import continue_evaluations
 from utils.files import check_free_space
 from utils.loss_spikes import SpikeDetector
 from utils.model_file import count_bytes
@@ -169,6 +170,7 @@ class TrainingRun:
         notes = compare_runs(path, state["run"], self.identity, allow_data_change)
         notes += compare_processes(path, state, self.trainer.parallel, allow_process_change)
         self.checkpoints.load_into(self.trainer, path, state)
+        continue_evaluations(self.trainer, state.get("eval_samples"))
         self.budget.continue_after(state["seconds"])
         limits = [{name: run["settings"].get(name) for name in LIMITS} for run in (state["run"], asdict(self.identity))]
         if state["is_finished"] and limits[0] == limits[1]:
@@ -187,6 +189,7 @@ class TrainingRun:
 
         def on_step(loss: float, progress: float) -> None:
             bar.update(loss, progress)
+            self.report.observe_step(loss)
             if text := spikes.describe_spike(self.trainer.step, loss):
                 hint(text)
 
@@ -208,7 +211,8 @@ class TrainingRun:
                 bar.close()
         self.report.add_last_samples()
         self.report.finish(self.files.records, "训练完成")
-        self.files.draw_curve()
+        self.files.on_result = lambda result: self.report.finish(self.files.records, "训练完成", result)
+        self.files.draw_curve(self.report.history.steps)
         return self.files.kept
 
     def _consume_evaluations(self) -> None:
@@ -264,6 +268,7 @@ class TrainingRun:
             "is_finished": is_finished,
             "seconds": self.budget.seconds,
             "records": [asdict(record) for record in self.files.records],
+            "eval_samples": len(self.trainer.validate_sample.dataset),
             "history": self.report.state(),
         }
         self._is_saving_checkpoint = True
@@ -319,7 +324,7 @@ class TrainingRun:
                 self._save_model(None)
             self._save_checkpoint()
         if files.records:
-            files.draw_curve()
+            files.draw_curve(self.report.history.steps)
             self.report.finish(files.records, f"在第 {trainer.step:,} 步中断")
         wait_for_all()  # 先离开的会让 torchrun 去停掉还在写文件的
         where = f"{files.model} 里是第 {files.kept.step} 步的权重" if files.kept else "还没有可保存的权重"
