@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from utils import processes
 
 EXIT_FAILED = 1  # 运行中失败：磁盘、内存、设备、数值
 EXIT_USER_INPUT = 2  # 用户的输入有误：参数、配置、数据、模型文件
+TURN_SECONDS = 3.0  # 先走的一走，torchrun 就给其余的发信号
 EXIT_SIGNAL = 128  # 再加上信号的编号：130 是 SIGINT，143 是 SIGTERM，129 是 SIGHUP
 
 
@@ -115,8 +117,11 @@ def run_program(main: Callable[[], None]) -> None:
         discard_stdout()
     for callback in _leaving:
         callback(error, code, text)
-    # 还没有连成一组时，一台机器上的各个进程做同样的事，错误也相同，由第一个来说
-    if text and (code != EXIT_USER_INPUT or processes.local_rank() == 0):
+    if code == EXIT_USER_INPUT and processes.local_rank():
+        # 还没有连成一组时，一台机器上的各个进程做同样的事，错误也相同：由第一个来说，别的等它说完才走
+        ignore_stop_signals()
+        time.sleep(TURN_SECONDS)
+    elif text:
         print(text, file=sys.stderr)
     sys.exit(code)
 
