@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 
 from utils.archive import RESTORE, check_archive
-from utils.checkpoint_files import FROM_SCRATCH, NAME, list_checkpoints, size_of, step_of
+from utils.checkpoint_files import FROM_SCRATCH, NAME, list_checkpoints, remove_checkpoint, size_of, step_of
 from utils.console import hint
 from utils.errors import RunError, UserError, describe_os_error
 from utils.files import TEMPORARY_SUFFIX, keep_backup, megabytes, remove_leftovers, sync_folder
@@ -27,7 +26,6 @@ from utils.train_utils import PROGRESS, Evaluation, Trainer
 FORMAT = 1  # 检查点里的东西变了就加一
 NUM_NEWEST = 2
 MAX_FILES = NUM_NEWEST + 2  # 最近的、最好的，和正在写的
-REMOVED = "removed_"  # 正在删的文件夹，与正在写的一样是八个字符
 TEMPORARY_FOLDER = re.compile(rf"\.(?:{NAME.pattern})\.[a-z0-9_]{{8}}{re.escape(TEMPORARY_SUFFIX)}")
 
 
@@ -128,16 +126,6 @@ def load_progress(trainer: Trainer, path: Path, state: dict) -> None:
         raise UserError(path, "里面的训练状态与现在的模型不符", FROM_SCRATCH) from None
 
 
-def remove_checkpoint(path: Path) -> None:
-    """删去一个检查点；文件夹先改名，删到一半断电也不会被当作检查点。"""
-    if path.is_dir():
-        hidden = path.with_name(f".{path.name}.{REMOVED}{TEMPORARY_SUFFIX}")
-        os.replace(path, hidden)
-        shutil.rmtree(hidden)
-    else:
-        path.unlink()
-
-
 def recorded_tokenizer(folder: Path) -> dict:
     """检查点里的分词器；数据改过之后还要用原来的词表。"""
     return tokenizer_of(Checkpoints(folder).load_newest()[1]["model"], None).state()
@@ -157,7 +145,7 @@ def read_checkpoint(path: Path) -> dict:
 
 def _load(path: Path) -> dict:
     if path.is_dir():  # FSDP 存的
-        from utils.fsdp_checkpoint import read_whole
+        from utils.sharded_checkpoint import read_whole
 
         return read_whole(path)
     check_archive(path, "检查点")

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from utils import sharded_tensor
 from utils.adapter import save_adapter
 from utils.console import hint
-from utils.distributed import from_main, is_on, tensors_from_main
+from utils.distributed import from_main, is_on
 from utils.errors import UserError
 from utils.files import keep_backup, link_backup, list_backups, remove_leftovers, write_atomically
 from utils.model_file import load_weights, read_model_file, save_model
@@ -78,9 +77,9 @@ class RunFiles:
         if not is_on():
             load_weights(trainer.model, file, self.model)
             return
-        targets = trainer.model.state_dict()
-        for name, tensor in tensors_from_main(file and file.weights):
-            sharded_tensor.copy_rows(targets[name], tensor)
+        from utils.full_state import scatter_full_state  # 只有一个进程时不必载入
+
+        scatter_full_state(trainer.model, file and file.weights)
 
     def save_model(self, trainer: Trainer, validate_loss: float | None) -> None:
         origin = {"step": trainer.step, "validate_loss": validate_loss}

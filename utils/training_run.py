@@ -19,19 +19,19 @@ from utils.budget import Budget
 from utils.checkpoint import MAX_FILES
 from utils.checkpoint_files import checkpoint_folder, list_checkpoints, size_of
 from utils.console import hint, say
-from utils.distributed import is_on, max_over, number_from_main, wait_for_all
+from utils.distributed import barrier, max_over, number_from_main
 from utils.errors import UserError, leave_by_signal, stop_signals
 from utils.evaluation_schedule import continue_evaluations
 from utils.files import check_free_space
 from utils.loss_spikes import SpikeDetector
 from utils.model_file import count_bytes
-from utils.parallel_checkpoint import build_checkpoints, compare_processes
-from utils.peers import watch
+from utils.parallel_checkpoint import compare_processes
 from utils.processes import is_main, on_main, world_size
 from utils.run_files import Kept, RunFiles
 from utils.run_identity import RunIdentity, compare_runs
 from utils.run_report import RunReport, RunStory
 from utils.settings import TrainingSettings
+from utils.strategies import build_checkpoints
 from utils.train_utils import Evaluation, Interrupted, NotFiniteError, Trainer
 
 SAVE_SECONDS = 300.0  # 没有指定 --save_minutes 时，检查点的间隔
@@ -282,8 +282,7 @@ class TrainingRun:
     def _timed(self, save: Callable[[], object]) -> float:
         """做一次保存，返回用了几秒。"""
         begin = time.monotonic()
-        with watch().busy():
-            save()
+        save()
         seconds = time.monotonic() - begin
         self._saving_seconds += seconds
         return seconds
@@ -294,7 +293,7 @@ class TrainingRun:
         几个进程一起训练时不存：出错的往往只是其中一个，别的没有停在这里。
         """
         is_sound = self.trainer.is_consistent and not self._is_saving_checkpoint
-        if is_sound and self.files.records and not is_on():
+        if is_sound and self.files.records and world_size() == 1:
             try:
                 self._save_checkpoint()
             except (UserError, RuntimeError, MemoryError) as error:
@@ -326,7 +325,7 @@ class TrainingRun:
         if files.records:
             files.draw_curve(self.report.history.steps)
             self.report.finish(files.records, f"在第 {trainer.step:,} 步中断")
-        wait_for_all()  # 先离开的会让 torchrun 去停掉还在写文件的
+        barrier()  # 先离开的会让 torchrun 去停掉还在写文件的
         where = f"{files.model} 里是第 {files.kept.step} 步的权重" if files.kept else "还没有可保存的权重"
         action = "保存，用 --resume 继续" if is_sound else "停止"
         hint(f"已在第 {trainer.step} 步{action}；{where}。")
