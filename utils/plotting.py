@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from utils.evaluation_set import best_of
 from utils.files import write_atomically
 from utils.train_utils import Evaluation
 
@@ -45,7 +46,7 @@ def plot_losses(records: list[Evaluation], path: Path, keep_old: bool = False) -
     FigureCanvasAgg(figure)
     panels = figure.subplots(2 if has_accuracy else 1, squeeze=False)[:, 0]
     _draw(panels[0], records, "loss")
-    best = min(records, key=lambda record: record.validate_loss)
+    best = best_of(records)
     panels[0].axvline(best.tokens, color="gray", linestyle=":", label=f"best validate {best.validate_loss:.3f}")
     panels[0].set(ylabel="loss (nats per token)", title="Training loss")
     panels[0].legend()

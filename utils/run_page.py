@@ -8,6 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from utils.evaluation_set import best_of
 from utils.run_history import Observation, RunHistory, Sample
 from utils.train_utils import Evaluation
 
@@ -60,7 +61,6 @@ def chart_data(records: list[Evaluation], observations: list[Observation]) -> di
     """{axes: {名字: 各次评估的横坐标}, best: 验证损失最低的是第几次, charts: [图]}；一张图的各条线与横坐标一一对应。"""
     seen = {observation.step: observation for observation in observations}
     watched = [seen.get(record.step) for record in records]
-    losses = [record.validate_loss for record in records]
 
     def column(name: str) -> list:
         return [getattr(record, name) for record in records]
@@ -82,7 +82,7 @@ def chart_data(records: list[Evaluation], observations: list[Observation]) -> di
         _chart("内存", "MB", {"内存": observed("memory_bytes", 1e-6)}),
     ]
     axes = {"token": column("tokens"), "时间": column("seconds"), "步": column("step")}
-    return {"axes": axes, "best": losses.index(min(losses)), "charts": charts}
+    return {"axes": axes, "best": records.index(best_of(records)), "charts": charts}
 
 
 def loss_unit(records: list[Evaluation]) -> str:
@@ -96,7 +96,7 @@ def _chart(title: str, unit: str, lines: dict[str, list], form: str = "linear") 
 
 def _summary(page: PageData) -> str:
     """最要紧的几个数。"""
-    last, best = page.records[-1], min(page.records, key=lambda record: record.validate_loss)
+    last, best = page.records[-1], best_of(page.records)
     unit = loss_unit(page.records)
     cards = {
         "最低的验证损失": (f"{best.validate_loss:.3f}", f"{unit}，第 {best.step:,} 步"),
@@ -167,13 +167,17 @@ def _commands(page: PageData) -> str:
 
 
 def _log(records: Iterable[Evaluation]) -> str:
-    """每次评估一行，与日志文件相同；全是空的列不要。"""
+    """每次评估一行，与日志文件相同；全是空的列不要，验证的样本没有换过时也不写是哪一组。"""
     rows = [asdict(record) for record in records]
     names = [item.name for item in fields(Evaluation) if any(row[item.name] is not None for row in rows)]
+    if len({row["measured_on"] for row in rows}) == 1:
+        names.remove("measured_on")
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    body = "".join(f"<tr>{''.join(f'<td>{_cell(row[name])}</td>' for name in names)}</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(_cell(row[name]))}</td>' for name in names)}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+    if value is None or isinstance(value, str):
+        return value or ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
