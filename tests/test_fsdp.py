@@ -8,6 +8,7 @@ from utils.fsdp import Sharded
 from utils.settings import TrainingSettings
 from utils.training_memory import TrainingMemory
 
+
 def test_only_the_main_process_builds_the_model_with_the_same_random_numbers(monkeypatch):
     def create(rank: int) -> tuple[Sharded, LanguageModel]:
         monkeypatch.setattr("utils.processes.rank", lambda: rank)

@@ -10,8 +10,8 @@ from soak_resume import make_trainer, start_run
 
 from utils.checkpoint import Checkpoints, DamagedError, read_checkpoint
 from utils.errors import UserError
-from utils.sharded_checkpoint import METADATA_NAME, flatten, restore, save_folder
 from utils.settings import TrainingSettings
+from utils.sharded_checkpoint import METADATA_NAME, flatten, restore, save_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")  # 只有一个进程，我们知道
 
