@@ -259,7 +259,9 @@ def prepare(folder: Path) -> dict[str, Text]:
     write_config(folder, training=training)
     text = (ROOT / "data" / "西游记.txt").read_text(encoding="utf-8")
     for name, length in CORPORA.items():
-        (folder / name).write_text(text[:length] if name != "短的.txt" else text[5000 : 5000 + length], encoding="utf-8")
+        (folder / name).write_text(
+            text[:length] if name != "短的.txt" else text[5000 : 5000 + length], encoding="utf-8"
+        )
 
 
 def check_end(folder: Path, replay: Replay, result: SoakResult) -> None:
