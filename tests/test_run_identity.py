@@ -43,6 +43,16 @@ def test_difference_that_breaks_the_run_is_refused(ours, message):
         compare(ours)
 
 
+def test_checkpoint_from_before_a_field_existed_means_its_default():
+    """没有 norm_eps 的检查点是用 1e-5 训练的。"""
+    recorded = asdict(identity())
+    del recorded["config"]["norm_eps"]
+    assert compare_runs(PATH, recorded, identity(), False) == []
+    changed = replace(identity(), config={**identity().config, "norm_eps": 1e-3})
+    with pytest.raises(UserError, match="norm_eps 是 1e-05，现在是 0.001"):
+        compare_runs(PATH, recorded, changed, False)
+
+
 FILES = "1 utf-8 a.txt\n2 utf-8 b 2.jsonl\n3 utf-8 sub/c.txt"
 
 
