@@ -17,7 +17,7 @@ from utils.config_file import read_config
 from utils.errors import run_program
 from utils.file_lock import output_lock
 from utils.files import check_output_path, write_atomically
-from utils.weights_file import SAFETENSORS_NAME, check_weights_file
+from utils.weights_file import SAFETENSORS_NAME, check_weights_file, with_companions
 
 if TYPE_CHECKING:
     from model.language_model import LanguageModel
@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     model_path = check_weights_file(args.model_path)
-    inputs = (model_path, *filter(None, [args.config]))
+    inputs = (*with_companions(model_path), *filter(None, [args.config]))
     # 载入模型之前先看写不写得进去；不建立文件夹，导不出的模型不该留下一个空的
     check_output_path(args.output / SAFETENSORS_NAME if args.output.exists() else args.output, inputs=inputs)
     model, tokenizer = load(model_path, args.config)
