@@ -90,10 +90,10 @@ def test_config_of_another_model_is_noticed():
         ({"n_head": "2"}, "config.json：n_head 应"),
         ({"resid_pdrop": 1.5}, r"config.json：resid_pdrop 应在 \[0, 1\) 内，收到 1.5"),
         ({"resid_pdrop": None}, "config.json：resid_pdrop 应"),
-        ({"attn_pdrop": -1}, "config.json：attn_pdrop 应"),
-        ({"resid_pdrop": 0.0}, "resid_pdrop 是 0.0、embd_pdrop 是 0.1、attn_pdrop 是 0.1，这里只能有一个 dropout"),
         ({"layer_norm_epsilon": 0}, r"config.json：layer_norm_epsilon 应在 \(0, 1\) 内，收到 0"),
         ({"layer_norm_epsilon": "1e-5"}, "config.json：layer_norm_epsilon 应"),
+        ({"attn_pdrop": -1}, "config.json：attn_pdrop 应"),
+        ({"resid_pdrop": 0.0}, "resid_pdrop 是 0.0、embd_pdrop 是 0.1、attn_pdrop 是 0.1，这里只能有一个 dropout"),
     ],
 )
 def test_field_that_contradicts_the_weights_is_named(settings, words):

@@ -154,6 +154,10 @@ def _check_settings(path: Path, sizes: dict[str, int], settings: dict) -> None:
     config_path = path.with_name(CONFIG_NAME)
     if num_heads is not None and (type(num_heads) is not int or num_heads < 1 or emb_dim % num_heads):
         raise UserError(config_path, f"n_head 应能整除 n_embd={emb_dim}，收到 {num_heads}", DOWNLOAD_AGAIN)
+    _check_rates(config_path, settings)
+
+
+def _check_rates(config_path: Path, settings: dict) -> None:
     epsilon = settings.get("layer_norm_epsilon", NORM_EPS)
     if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
         raise UserError(config_path, f"layer_norm_epsilon 应在 (0, 1) 内，收到 {epsilon}", "改成 1e-5，或删去这一项。")
