@@ -1,7 +1,7 @@
 """微调：分类的准确率，三个种子，与同一划分上的字词袋逻辑回归并排；训练哪些参数、从哪里开始，各差多少。"""
 
 import argparse
-import re
+import json
 import tempfile
 import time
 from dataclasses import dataclass
@@ -15,10 +15,9 @@ from model.language_model import LanguageModel
 from utils.console import hint
 from utils.labeled_text import LabeledText, read_labeled_texts, split_records
 from utils.model_file import read_model_file, save_model
+from utils.run_files import RunFiles
 
 SEEDS = (123, 124, 125)
-ACCURACY = re.compile(r"测试准确率 ([\d.]+)%")
-LABEL_LINE = re.compile(r"^(\S+)  [\d.]+%  [\d.]+%  ([\d.]+)  [\d,]+$", re.MULTILINE)
 MODES = ("head", "last_block", "lora", "all")
 SCRATCH = "all，从随机的权重开始"
 BAG_OF_WORDS = "逻辑回归"
@@ -107,11 +106,12 @@ def save_untrained(path: Path, target: Path) -> None:
 
 
 def finetune(task: Task, start: Path, output: Path, flags: tuple) -> Score:
-    seconds, stdout = run_program(
+    seconds, _ = run_program(
         "finetune_classifier.py", "--model_path", start, "--data_path", task.data, "--output_path", output, *flags
     )
-    f1 = dict(LABEL_LINE.findall(stdout))[rarest_label(read_labeled_texts(task.data))]
-    return Score(seconds, float(ACCURACY.search(stdout)[1]), float(f1))
+    result = json.loads(RunFiles(output).result.read_bytes())
+    rarest = rarest_label(read_labeled_texts(task.data))
+    return Score(seconds, 100 * result["test_accuracy"], result["labels"][rarest]["f1"])
 
 
 def bag_of_words(data: Path, seed: int) -> Score:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.measure import ROOT
 from utils.errors import RunError
+from utils.run_files import RunFiles
 
 ENVIRONMENT = {**os.environ, "PYTHONIOENCODING": "utf-8"}
 
@@ -28,15 +29,14 @@ def run_program(program: str, *arguments: object) -> tuple[float, str]:
 def pretrain(*arguments: object, inspect: Callable[[Path], object] = lambda model_path: None) -> dict:
     """运行 pretrain.py，再让 inspect 看看模型文件。
 
-    -> {"seconds": 整个命令的秒数, "stdout": 全部输出, "records": 日志的各行, "inspected": inspect 的结果}
+    -> {"seconds": 整个命令的秒数, "result": 最后的结果, "records": 日志的各行, "inspected": inspect 的结果}
     """
     with tempfile.TemporaryDirectory() as folder:
-        model_path = Path(folder) / "model.pth"
-        seconds, stdout = run_program("pretrain.py", "--model_path", model_path, *arguments)
-        log = model_path.with_name(model_path.name + ".log.jsonl").read_text(encoding="utf-8")
-        inspected = inspect(model_path)
-    records = list(map(json.loads, log.splitlines()))
-    return {"seconds": seconds, "stdout": stdout, "records": records, "inspected": inspected}
+        files = RunFiles(Path(folder) / "model.pth")
+        seconds, _ = run_program("pretrain.py", "--model_path", files.model, *arguments)
+        records = list(map(json.loads, files.log.read_text(encoding="utf-8").splitlines()))
+        result, inspected = json.loads(files.result.read_bytes()), inspect(files.model)
+    return {"seconds": seconds, "result": result, "records": records, "inspected": inspected}
 
 
 def seconds_to_output(command: list[object], after: bytes = b"") -> float:

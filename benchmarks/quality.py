@@ -11,7 +11,6 @@ from benchmarks.programs import pretrain
 from benchmarks.tables import spread, table
 from benchmarks.weight_formats import NUM_TOKENS, format_errors
 from utils.compact_weights import FORMATS
-from utils.report import RESULT_LINE
 
 
 @dataclass(frozen=True)
@@ -70,12 +69,11 @@ def train(trial: Trial, corpus: Path) -> dict:
     arguments = ("--config", trial.config, "--data_path", corpus, "--max_minutes", trial.minutes)
     finished = pretrain(*arguments, inspect=partial(format_errors, corpus=corpus))
     last = finished["records"][-1]
-    line = RESULT_LINE.search(finished["stdout"])
     return {
         "seconds": finished["seconds"],
         "steps": last["step"],
         "tokens_per_second": last["tokens"] / last["seconds"],
-        "nats": float(line["nats"]),
-        "bits": float(line["bits"]),
+        "nats": finished["result"]["nats_per_char"],
+        "bits": finished["result"]["bits_per_byte"],
         "formats": finished["inspected"],
     }

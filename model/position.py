@@ -23,7 +23,7 @@ class LearnedPosition(nn.Module):
 
 
 class RotaryPosition(nn.Module):
-    """RoPE：位置 m 的查询和键按角度 m·θᵢ 旋转，点积便只取决于两者的距离 (Su et al. 2021, 式 34)。"""
+    """RoPE：位置 m 的查询和键按角度 m·θᵢ 旋转，点积里的位置便只剩两者的距离 (Su et al. 2021, 式 34)。"""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()

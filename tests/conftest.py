@@ -111,7 +111,7 @@ def timeless_report(model_path: Path) -> dict:
     """同上，去掉每次都不同的用时、速度和内存；必须是完整的网页。"""
     assert Path(f"{model_path}.report.html").read_text(encoding="utf-8").endswith("</html>\n")
     data = report_data(model_path)
-    del data["axes"]["时间"]
+    del data["axes"]["时间"], data["steps"]["时间"]
     data["charts"] = [chart for chart in data["charts"] if chart["title"] not in ("速度", "内存")]
     return data
 

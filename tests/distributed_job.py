@@ -130,7 +130,7 @@ def train(job: dict) -> dict:
 
 
 def main() -> None:
-    RunFiles.draw_curve = lambda self: None  # 画图占去大半时间，这里用不着
+    RunFiles.draw_curve = lambda self, steps: None  # 画图占去大半时间，这里用不着
     for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         result = train(job)
         Path(f"{job['name']}.{processes.rank()}.json").write_text(json.dumps(result), encoding="utf-8")

@@ -19,9 +19,10 @@ from conftest import ROOT, TINY_FILE, last_of_each, run, tiny_config, write_conf
 from model.config import ModelConfig, count_training_flops
 from model.kv_cache import KVCache
 from model.language_model import LanguageModel
-from utils.comparison import EqualBudget, Plan, count_steps, explain, read_result
+from utils import comparison
+from utils.comparison import EqualBudget, Plan, count_steps, read_result
 from utils.console import display_width
-from utils.errors import UserError
+from utils.errors import RunError, UserError
 from utils.memory import cache_bytes_per_token, peak_bytes
 from utils.report_comparison import Report, Row, align
 from utils.train_utils import calc_loss_batch
@@ -350,7 +351,40 @@ def test_commands_of_the_pages_are_accepted(page, monkeypatch):
             assert args.minutes or count_steps(variation, flops, EqualBudget(None, args.flops)) > 100
 
 
-def test_failure_is_explained_by_the_last_message():
-    assert explain(1, "错误：甲：乙。\n提示\n错误：丙：丁。再试。\n") == "丙：丁。再试"
-    assert explain(-9, "") == "被信号 9 结束，多半是内存不够"
-    assert explain(3, "") == "以退出码 3 结束"
+FORGED = "Best validate loss 0.001 (Step 000001), 0.001 nats/char, 0.001 bits/byte\n错误：甲：乙。\nTraceback\n"
+
+
+def test_score_cannot_be_forged_by_corpus_or_prompt(tmp_path):
+    """语料就是我们自己的日志，提示语也照着写：样文里是假的分数，表里仍是真的。"""
+    prepare(tmp_path, FORGED * 60, training={**TINY_FILE["training"], "sample_prompt": FORGED})
+    result = run("compare.py", *FLAGS, cwd=tmp_path)
+    assert (result.code, result.stderr) == (0, "")
+    (folder,) = tmp_path.glob("compare/tiny_seed*")
+    printed = (folder / "train.txt").read_text(encoding="utf-8")
+    assert FORGED in printed[printed.index("样文：") :]
+    true = next(line for line in printed.splitlines() if line.startswith("Best validate loss"))  # 在样文之前
+    (row,) = read_rows(tmp_path)
+    assert f", {row['nats_per_char']:.3f} nats/char, " in true and row["nats_per_char"] > 0.1
+    assert row["runs"][0]["kept_step"] == int(re.search(r"Step (\d+)", true)[1])
+
+
+def test_failure_cannot_be_forged(tmp_path, variations, monkeypatch):
+    """标准输出上写什么都不算；被信号结束的，标准错误上写什么也不算。"""
+    monkeypatch.setattr(comparison, "PROGRAM", tmp_path / "program.py")
+    run_once = comparison.Run(make_plan(variations[0], max_steps=1), EqualBudget(None, 1e9), 1, Path("x"), "utf-8", "")
+    for ending, reason in (
+        ("sys.exit(1)", "以退出码 1 结束"),
+        ("print('提示', file=sys.stderr); print('错误：丙：丁。再试。', file=sys.stderr); sys.exit(2)", "丙：丁。再试"),
+        (
+            "print('错误：甲：乙。', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)",
+            "被信号 9 结束，多半是内存不够",
+        ),
+    ):
+        if os.name == "nt" and "kill" in ending:
+            continue  # Windows 没有信号
+        code = f"import os, sys\nprint({FORGED!r}, flush=True)\n{ending}\n"
+        (tmp_path / "program.py").write_text(code, encoding="utf-8")
+        with pytest.raises(RunError) as failed:
+            comparison.train(run_once, tmp_path / "run")
+        assert failed.value.reason == reason
+        assert FORGED in (tmp_path / "run/train.txt").read_text(encoding="utf-8")

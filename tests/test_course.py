@@ -5,7 +5,7 @@ from collections import Counter
 from urllib.parse import unquote
 
 import pytest
-from documented_commands import FENCE
+from documented_commands import FENCE, INLINE
 from test_docs import ESSAYS, EXAMPLE, LINK, QUOTE
 
 from conftest import ROOT
@@ -66,6 +66,52 @@ def test_repeated_sentence_is_caught():
     first = "先说一句别的。训练文字看得遍数多了，它记住的是那些句子。"
     second = "另一章：训练文字看得遍数多了，它记住的，是那些句子；\n"
     assert repeated_sentences([first, second]) == ["训练文字看得遍数多了它记住的是那些句子"]
+
+
+READING = "\n".join((ROOT / f"docs/{name}.md").read_text(encoding="utf-8") for name in ("README", *COURSE))
+TERMS = {  # 术语: 它在文中的样子
+    **{"softmax": r"softmax", "nat": r"\bnat\b", "秩": r"秩(?!序)", "奇异值": r"奇异值", "标准误": r"标准误"},
+    **{"融合内核": r"融合内核", "预热": r"预热"},
+}
+
+
+def is_explained_at_first_use(text: str, pattern: str) -> bool:
+    """代码和公式之外，pattern 第一次出现时加粗，同一句里有解释。"""
+    prose = INLINE.sub("", re.sub(r"\$\$.*?\$\$", "", FENCE.sub("", text), flags=re.DOTALL))
+    first = re.search(pattern, prose)
+    sentence = re.split(r"[。\n]", prose[: first.start()])[-1] + re.split(r"[。\n]", prose[first.start() :])[0]
+    return prose[first.start() - 2 : first.end() + 2] == f"**{first[0]}**" and len(sentence) > len(first[0]) + 12
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_term_is_explained_where_it_first_appears(term):
+    assert is_explained_at_first_use(READING, TERMS[term])
+
+
+def test_unexplained_term_is_caught():
+    late = "softmax 之后再说。**softmax** 把一行分数变成和为 1 的权重。"
+    assert is_explained_at_first_use(late[12:], "softmax") and not is_explained_at_first_use(late, "softmax")
+
+
+MISTAKES = {  # 曾经写错的话: 为什么错
+    r"(?:[两二]份|两个)动量": "AdamW 的第二个数是梯度平方的平均",
+    r"升温|热身": "warm-up 叫预热",
+    r"点积[^。]*?(?:只取决于|只与)(?:两者的)?距离": "点积还取决于 q 和 k",
+    r"从 0 升到最大": "预热不从 0 起，也升不到设定的最大值",
+    r"用键来答": "键只用来应，回答的是值",
+    r"两个命令": "是三条",
+    r"相差 `2\^\(−m\)` 倍": "那是相对的间隔",
+    r"网页里能看到这样的头": "小模型里没有总看开头的头",
+    r"分数表[^。]*?(?:vocab_size|五万个词|logits)|(?:vocab_size|五万个词|logits)[^。]*?分数表": "分数表只指注意力的",
+}
+PLACES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("docs/pictures/*.py"), *ROOT.glob("model/*.py")]
+PLACES += [ROOT / "utils/settings.py", ROOT / "utils/optimizers.py", ROOT / "utils/explain_page/page.html"]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mended_mistake_has_not_come_back(mistake):
+    found = [path.name for path in PLACES if re.search(mistake, path.read_text(encoding="utf-8"))]
+    assert found == [], MISTAKES[mistake]
 
 
 def test_map_lists_the_chapters_in_order_and_every_other_page():

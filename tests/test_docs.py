@@ -31,7 +31,7 @@ PATH = re.compile(
 NAME = re.compile(r"(?:[A-Za-z_]\w*\.)*_?[A-Za-z]\w+(?:\(\))?", re.ASCII)
 LOOKS_LIKE_CODE = re.compile(r"\w\w_\w|^_|\.|\(\)$|[a-z][A-Z]|[A-Z][A-Z][a-z]")
 FLAG = re.compile(r"(?<![\w-])--[a-z]\w+", re.ASCII)
-PRODUCT = re.compile(r"\.(?:pth|jsonl|html|png|lora|ckpt|bak|md|txt|csv|safetensors|bin)$")
+PRODUCT = re.compile(r"\.(?:pth|jsonl|html|png|lora|ckpt|bak|md|txt|csv|safetensors|bin|result\.json)$")
 UNFINISHED = re.compile(r"\b(?:RESULT|TODO|FIXME|TBD|XXX)\b")
 
 LEARNERS_FILE = "练习.py"  # 读者自己建的
@@ -70,7 +70,7 @@ def missing_paths(page: Path) -> list[str]:
     missing = [target for target in targets if not re.match(r"[a-z]+:", target) and not leads_somewhere(page, target)]
     own = {LEARNERS_FILE, *(script["path"] for script in SCRIPT.finditer(text))}
     absent = [path for path in PATH.findall(text) if not is_there(path) and path not in own]
-    return missing + [path for path in absent if f'file_name="{Path(path).name}"' not in downloads]
+    return missing + [path for path in absent if f'"{Path(path).name}"' not in downloads]
 
 
 def leads_somewhere(page: Path, target: str) -> bool:
@@ -125,10 +125,10 @@ def unknown_names(text: str) -> list[str]:
 
 def is_known(name: str, own: set[str]) -> bool:
     """文件看在不在，训练的产物不看；Trainer.run 要 run 在 Trainer 里面；其余的词要在代码或例子里出现。"""
-    if re.search(r"\.(?:py|json)$", name):
-        return is_there(name) or (ROOT / "configs" / name).exists()
     if PRODUCT.search(name):
         return True
+    if re.search(r"\.(?:py|json)$", name):
+        return is_there(name) or (ROOT / "configs" / name).exists()
     owner, _, member = name.rpartition(".")
     if owner in CLASSES:
         return bool(re.search(rf"\b{member}\b", CLASSES[owner]))
@@ -138,11 +138,30 @@ def is_known(name: str, own: set[str]) -> bool:
 SOURCES = [path.read_text(encoding="utf-8") for folder in ("model", "utils") for path in (ROOT / folder).glob("*.py")]
 
 
+GAP = "# …"  # 摘录里略去几行的地方
+
+
 def is_quoted(quote: str) -> bool:
-    """quote 的各行都在同一个文件里，次序也一样；中间可以略去几行。"""
-    wanted = [line.strip() for line in quote.splitlines() if line.strip()]
-    files = [iter([line.strip() for line in source.splitlines()]) for source in SOURCES]
-    return any(all(line in lines for line in wanted) for lines in files)
+    """quote 在一个文件里：一行接一行，略去几行的地方写着 GAP；空行不算。"""
+    pieces = [lines_of(piece) for piece in re.split(rf"^\s*{GAP}$", quote, flags=re.MULTILINE)]
+    return all(pieces) and any(holds_in_order(lines_of(source), pieces) for source in SOURCES)
+
+
+def lines_of(text: str) -> list[str]:
+    """不空的各行，去掉缩进。"""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def holds_in_order(lines: list[str], pieces: list[list[str]]) -> bool:
+    """lines 里依次有 pieces 的每一段，两段之间至少隔着一行。"""
+    start = 0
+    for piece in pieces:
+        places = range(start, len(lines) - len(piece) + 1)
+        found = next((place for place in places if lines[place : place + len(piece)] == piece), None)
+        if found is None:
+            return False
+        start = found + len(piece) + 1
+    return True
 
 
 def help_of(module_name: str) -> str:
@@ -277,12 +296,19 @@ def test_link_to_a_missing_section_is_caught(tmp_path):
     [
         "self.keys[layer, :, :, self.length : end] = key\n",
         "x = x + 1\n",
-        "return self.final_norm(x)\nx = block(x, self.position, cache)\n",
+        "return self.final_norm(x)\n# …\nx = block(x, self.position, cache)\n",
+        "x = block(x, self.position, cache)\nreturn self.final_norm(x)\n",
+        "return self.final_norm(x)\n# …\n\n",
+        "cache.length += token_ids.shape[1]\n# …\nreturn self.final_norm(x)\n",
     ],
-    ids=["part_of_a_line", "not_in_the_code", "other_order"],
+    ids=["part_of_a_line", "not_in_the_code", "other_order", "gap_not_marked", "mark_at_the_end", "mark_without_gap"],
 )
 def test_altered_quote_is_caught(quote):
     assert is_quoted("self.keys[layer, :, :, self.length : end] = keys\n") and not is_quoted(quote)
+
+
+def test_quote_may_leave_out_lines_where_it_says_so():
+    assert is_quoted("    x = block(x, self.position, cache)\n# …\nreturn self.final_norm(x)\n")
 
 
 def test_unknown_name_is_caught():
@@ -298,3 +324,13 @@ def own_function(): ...
 
 def test_unknown_flag_is_caught(flags):
     assert unknown_flags("`--max_steps 3 --max_step`，`make --trace` 不归这里管", flags) == ["--max_step"]
+
+
+def test_people_count_layers_heads_and_tokens_from_one():
+    """第 1 层是 trf_blocks[0]，见 docs/README.md；照代码从 0 数的写“位置 0”“编号 0”。"""
+    from_zero = re.compile(r"第 ?[0零] ?(?:层|块|个|头)|第 ?\d+ ?(?:层|块|个|头)[^，。]*从 0 数")
+    sources = [path for folder in ("utils", "model", "checks") for path in (ROOT / folder).rglob("*.*")]
+    texts = [path for path in (*PAGES, *sources) if path.suffix in (".md", ".py", ".js", ".html")]
+    assert len(texts) > 100
+    assert [path.name for path in texts if from_zero.search(path.read_text(encoding="utf-8"))] == []
+    assert "第 1 层是代码里的 `trf_blocks[0]`" in (ROOT / "docs/README.md").read_text(encoding="utf-8")

@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from page_data import DATA, read_data, unpack
@@ -16,7 +17,7 @@ from explain import same_generation
 from model.config import ModelConfig
 from model.language_model import LanguageModel
 from utils.explain_page import data as page_data_module
-from utils.explain_page.data import choose_layers, token_section, whole_characters
+from utils.explain_page.data import chance_similarity, choose_layers, token_section, whole_characters
 from utils.explain_page.pack import pack, pack_half, show_text
 from utils.explain_page.page import SOURCE, embed_json, find_source
 from utils.generation import Sampling
@@ -100,6 +101,16 @@ def test_neighbours_are_the_closest_other_tokens(data, loaded, token_ids):
         best = cosines.topk(6)
         assert data["embedding"]["neighbours"][position] == best.indices.tolist()
         torch.testing.assert_close(unpack(data["embedding"]["similarities"])[position], best.values)
+
+
+def test_noise_floor_is_how_near_random_vectors_come_by_chance(data, loaded):
+    model, tokenizer = loaded
+    for count, num_dims in ((tokenizer.vocab_size, model.cfg.emb_dim), (3267, 192)):
+        draw = np.random.default_rng(1)  # 随机方向与一个固定方向的余弦，就是它单位化之后的第一个分量
+        first, others = draw.standard_normal((500, count - 1)), draw.chisquare(num_dims - 1, (500, count - 1))
+        expected = (first / np.sqrt(first**2 + others)).max(axis=1).mean()
+        assert chance_similarity(count, num_dims) == pytest.approx(expected, abs=0.02)
+    assert data["embedding"]["noise"] == chance_similarity(tokenizer.vocab_size, model.cfg.emb_dim)
 
 
 @torch.inference_mode()

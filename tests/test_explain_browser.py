@@ -130,13 +130,39 @@ def test_impossible_penalty_changes_nothing(page):
         assert texts(page, "#candidates .bar-text") == before, value
 
 
+def test_noise_floor_is_drawn_under_every_neighbour_and_said(page, data):
+    noise = data["embedding"]["noise"]
+    shares = page.evaluate(
+        "[...document.querySelectorAll('#neighbours .outline')].map((line) => +line.style.getPropertyValue('--share'))"
+    )
+    assert shares == [pytest.approx(noise, abs=1e-4)] * len(data["embedding"]["neighbours"][0])
+    assert f"最近的一个平均也有 {noise:.3f}" in page.text_content("#noise-note")
+
+
+def test_layers_heads_and_tokens_are_counted_from_one(page, data):
+    layers, tokens = data["config"]["num_layers"], len(data["tokens"])
+    numbered = [f"第 {number} 层" for number in range(1, layers + 1)]
+    titles = page.evaluate("[...document.querySelectorAll('#token-bar button')].map((node) => node.title)")
+    assert [title.split("，")[0] for title in titles] == [f"第 {number} 个" for number in range(1, tokens + 1)]
+    assert texts(page, "#heads .row-name") == texts(page, "#cache .row-name") == numbered
+    assert texts(page, "#lens-table tbody th") == ["嵌入", *numbered[:-1], f"{numbered[-1]}＝回答"]
+    sublayers = [f"{name}的{part}" for name in numbered for part in ("注意力", "前馈")]
+    assert texts(page, "#stream-table tbody th") == ["嵌入", *sublayers]
+    page.evaluate("select({ position: 4, key: 0, layer: 0, head: 0, site: 2 })")
+    assert page.text_content("#map-title").startswith("第 1 层第 1 头") and page.text_content("#norm-title").startswith(
+        "归一化：第 2 层"
+    )
+    assert "（第 5 个）看" in page.text_content("#map-readout") and "（第 1 个）" in page.text_content("#map-readout")
+    assert "键在第 1 个，不晚于第 5 个" in page.text_content("#pair")
+
+
 def test_arrow_keys_choose_a_token_everywhere(page, data):
     last = len(data["tokens"]) - 1
     page.focus('#token-bar [tabindex="0"]')
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
     assert page.evaluate("[state.position, document.activeElement.textContent]") == [1, data["tokens"][1]["label"]]
-    assert "第 1 个位置" in page.text_content("#embedding-strips .caption")
+    assert "，第 2 个，" in page.text_content("#embedding-strips .caption")
     assert page.evaluate("document.querySelector('.token-card.selected .token-id').textContent") == str(
         data["tokens"][1]["id"]
     )
@@ -161,7 +187,7 @@ def test_arrow_keys_move_in_the_map_the_heads_and_the_lens(page, data):
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowRight")
     assert page.evaluate("[state.layer, state.head]") == [1, 1]
-    assert page.text_content("#map-title") == "第 1 层第 1 头的注意力图"
+    assert page.text_content("#map-title") == "第 2 层第 2 头的注意力图"
 
     page.focus("#lens-table .selected")
     page.keyboard.press("ArrowUp")

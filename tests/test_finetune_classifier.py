@@ -50,6 +50,9 @@ def test_accuracy_is_reported_per_label_and_drawn(folder, tuned):
     assert accuracy > 95
     assert re.search(r"数据：spam.csv，训练 210、验证 30、测试 60 条", tuned.stdout)
     assert re.search(r"垃圾  \d+\.\d%  \d+\.\d%  [01]\.\d{3}  20", tuned.stdout)
+    result = json.loads((folder / "classifier.pth.result.json").read_bytes())
+    assert f"{result['test_accuracy']:.2%}" in tuned.stdout and set(result["labels"]) == {"垃圾", "正常"}
+    assert re.search(rf"垃圾  \S+  \S+  {result['labels']['垃圾']['f1']:.3f}  20", tuned.stdout)
     assert (folder / "classifier.pth.confusion.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "classifier.pth.loss.png").read_bytes().startswith(b"\x89PNG")
     records = [json.loads(line) for line in (folder / "classifier.pth.log.jsonl").read_text("utf-8").splitlines()]

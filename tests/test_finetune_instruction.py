@@ -44,10 +44,12 @@ def tuned(folder):
     return result
 
 
-def test_exact_match_is_printed_before_and_after_per_task(tuned):
+def test_exact_match_is_printed_before_and_after_per_task(folder, tuned):
     match = re.search(r"首字  (\d+)% → (\d+)%（10）", tuned.stdout)
     assert int(match[1]) < 20 < 60 < int(match[2])
-    assert re.search(r"合计 \d+\.\d% → \d+\.\d%（10）", tuned.stdout)
+    result = json.loads((folder / "assistant.pth.result.json").read_bytes())
+    before, after = result["exact_match_before"], result["exact_match"]
+    assert f"合计 {before:.1%} → {after:.1%}（10），第 {result['step']} 步" in tuned.stdout
 
 
 def test_report_asks_a_held_out_question(folder, tuned):

@@ -126,7 +126,8 @@ def test_best_weights_are_kept_and_last_on_request(tmp_path, corpus_text):
 
 
 def test_existing_results_are_kept_as_backups(tmp_path, corpus_text):
-    names = ("model.pth", "model.pth.log.jsonl", "model.pth.loss.png", "model.pth.report.html")
+    endings = ("", ".log.jsonl", ".loss.png", ".report.html", ".result.json")
+    names = [f"model.pth{ending}" for ending in endings]
     for name in names:
         (tmp_path / name).write_bytes(b"precious")
     result = pretrain(tmp_path, corpus_text)

@@ -6,13 +6,14 @@ import pytest
 from test_training_run import RECORD, make_trainer
 
 from utils.run_files import Kept, RunFiles
+from utils.step_history import StepHistory
 from utils.train_utils import Evaluation
 
 
 def test_file_names_come_from_the_model_path(tmp_path):
     files = RunFiles(tmp_path / "my.pth")
-    names = (files.log.name, files.curve.name, files.report.name)
-    assert names == ("my.pth.log.jsonl", "my.pth.loss.png", "my.pth.report.html")
+    names = (files.log.name, files.curve.name, files.report.name, files.result.name)
+    assert names == ("my.pth.log.jsonl", "my.pth.loss.png", "my.pth.report.html", "my.pth.result.json")
 
 
 def test_old_files_get_a_second_name_before_anything_is_written(tmp_path, capsys):
@@ -24,7 +25,7 @@ def test_old_files_get_a_second_name_before_anything_is_written(tmp_path, capsys
     assert all(path.read_bytes() == b"old" for path in paths)  # 写之前一刻也没有消失
     files.save_model(trainer, 9.4)
     files.add_record(RECORD)
-    files.draw_curve()
+    files.draw_curve(StepHistory())
     assert all(path.read_bytes() != b"old" for path in paths)
     assert all(path.with_name(path.name + ".bak").read_bytes() == b"old" for path in paths)
     assert capsys.readouterr().err.count("保留为") == 3
@@ -41,13 +42,29 @@ def test_log_holds_every_record_in_full_precision(tmp_path):
     assert second["train_loss"] == 1 / 3 and second["step"] == 9
 
 
+def test_result_lasts_until_the_training_goes_on(tmp_path, capsys):
+    """接着练了，或从头练了，旧的结果就不在新的权重旁边。"""
+    files = RunFiles(tmp_path / "m.pth")
+    files.kept = Kept(5, 4.5)
+    files.write_result(nats_per_char=1 / 3)
+    assert json.loads(files.result.read_bytes()) == {"step": 5, "nats_per_char": 1 / 3}
+    again = RunFiles(files.model)
+    again.continue_run([RECORD])
+    assert again.result.exists()  # 还没有新的评估
+    again.add_record(RECORD)
+    assert not again.result.exists()
+    files.write_result(nats_per_char=1.0)
+    RunFiles(files.model).back_up_old_results()
+    assert not files.result.exists() and (tmp_path / "m.pth.result.json.bak").exists()
+
+
 def test_continued_run_remembers_what_the_model_file_holds(tmp_path):
     trainer, files = make_trainer(), RunFiles(tmp_path / "m.pth")
     trainer.step = 5
     files.save_model(trainer, 4.5)
     again = RunFiles(files.model)
-    again.continue_run([RECORD])
-    assert again.kept == Kept(5, 4.5) and again.records == [RECORD]
+    again.continue_run([RECORD], 7)
+    assert again.kept == Kept(5, 4.5, trainer.measured_on) and again.records == [RECORD]
 
 
 @pytest.mark.parametrize("content", [None, b"broken"])
@@ -55,7 +72,7 @@ def test_model_that_cannot_be_read_counts_as_not_written_yet(tmp_path, content):
     files = RunFiles(tmp_path / "m.pth")
     if content:
         files.model.write_bytes(content)
-    files.continue_run([RECORD])
+    files.continue_run([RECORD], 7)
     assert files.kept is None
 
 
@@ -66,7 +83,7 @@ def test_model_of_the_training_before_is_not_taken_for_our_own(tmp_path):
     before = old.model.read_bytes()
     RunFiles(old.model).back_up_old_results()
     again = RunFiles(old.model)
-    again.continue_run([RECORD])
+    again.continue_run([RECORD], 7)
     assert again.kept is None
     again.save_model(make_trainer(), 9.0)
     assert (tmp_path / "m.pth.bak").read_bytes() == before

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from test_step_history import filled
 from test_training_run import after_step, before_step, make_trainer, start
 
 from conftest import report_data, timeless_report
@@ -47,7 +48,7 @@ class Tags(HTMLParser):
 
 
 def run_with_report(tmp_path, steps: int = 6, story: RunStory | None = None, **settings) -> TrainingRun:
-    run = start(make_trainer(**settings), tmp_path / "m.pth", Budget(steps, seconds_per_step=0.01))
+    run = start(make_trainer(**settings), tmp_path / "m.pth", Budget(max_steps=steps, seconds_per_step=0.01))
     run.report.story = story or run.report.story
     run.run()
     return run
@@ -65,8 +66,9 @@ def make_page(**changes) -> PageData:
     ]
     values = {"facts": {"语料": "西游.txt"}, "model": {"emb_dim": 32}, "settings": {"seed": 123, "max_minutes": None}}
     environment = {"environment": {"设备": "cpu"}, "fingerprints": {"数据": "abc"}}
-    history = RunHistory(["python pretrain.py"], observations)
-    page = PageData(title="报告", status="训练完成", records=records, history=history, **values, **environment)
+    history = RunHistory(["python pretrain.py"], observations, steps=filled(4))
+    known = {"title": "报告", "status": "训练完成", "records": records, "result": {}, "num_samples": 12}
+    page = PageData(**known, history=history, **values, **environment)
     return replace(page, **changes)
 
 
@@ -79,15 +81,38 @@ def test_charts_hold_exactly_what_the_log_says(tmp_path):
         for axis, name in (("token", "tokens"), ("时间", "seconds"), ("步", "step"))
     }
     charts = {chart["title"]: chart["lines"] for chart in data["charts"]}
-    assert charts["损失"] == {
-        "训练": [record["train_loss"] for record in log],
-        "验证": [record["validate_loss"] for record in log],
-    }
-    assert charts["学习率"] == {"学习率": [record["learning_rate"] for record in log]}
-    assert list(charts["各部分的梯度范数"]) == ["嵌入", "第 1 块", "第 2 块", "输出"]
+    assert charts["损失"] == {"验证": [record["validate_loss"] for record in log]}
+    assert list(charts["各部分的梯度范数"]) == ["嵌入", "第 1 层", "第 2 层", "输出"]
     assert data["best"] == min(range(len(log)), key=lambda index: log[index]["validate_loss"])
     speeds, memory = charts["速度"]["速度"], charts["内存"]["内存"]
     assert speeds[0] is None and all(speed > 0 for speed in speeds[1:]) and all(10 < value < 10**5 for value in memory)
+
+
+def steps_of(data: dict, title: str) -> dict:
+    """逐步画的线。"""
+    return next(chart["steps"] for chart in data["charts"] if chart["title"] == title)
+
+
+@pytest.mark.parametrize("eval_freq", [2, 1000])
+def test_loss_and_learning_rate_are_those_of_every_step(tmp_path, eval_freq):
+    """评估再少，画的也是真正用过的学习率和每一步的损失。"""
+    trainer, rates, losses = make_trainer(eval_freq=eval_freq, warmup_steps=3), [], []
+    trainer.optimizers[0].register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    train_step = trainer._train_step
+    trainer._train_step = lambda *args: losses.append(train_step(*args)) or losses[-1]
+    start(trainer, tmp_path / "m.pth", Budget(12)).run()
+    data = report_data(tmp_path / "m.pth")
+    assert data["steps"]["步"] == list(range(1, 13)) and data["steps"]["token"] == [64 * k for k in range(1, 13)]
+    assert steps_of(data, "学习率")["学习率"] == pytest.approx(rates, rel=1e-4)
+    assert max(rates) == rates[2] or rates.index(max(rates)) == 3  # 升到头，再降
+    assert steps_of(data, "损失")["每一步"] == pytest.approx(losses, rel=1e-4)
+    assert len(steps_of(data, "损失")["训练"]) == 12
+    assert data["at"] == [step - 1 for step in data["axes"]["步"]]  # 第 0 步还没有走，是 -1
+
+
+def test_page_of_a_very_long_run_stays_small():
+    history = RunHistory(["python"], [], steps=filled(30_000))
+    assert len(render_page(make_page(history=history))) < 200_000
 
 
 def test_page_has_every_part_and_needs_no_network(tmp_path):
@@ -141,8 +166,25 @@ def test_loss_of_a_classifier_is_per_text_not_per_token():
     assert "nat/token，" in render_page(make_page(records=[record])).decode()
     page = make_page(records=[replace(record, train_accuracy=0.5, validate_accuracy=0.6)])
     html = render_page(page).decode()
-    assert "nat/token" not in html and html.count("nat/条，第 0 步") == 2
-    assert chart_data(page.records, [])["charts"][0]["unit"] == "nat/条"
+    assert "nat/token" not in html and html.count("nat/条，第 0 步") == 2 and "评估看 12 个样本" in html
+    assert chart_data(page.records, RunHistory())["charts"][0]["unit"].startswith("nat/条；浅色是每一步")
+
+
+def test_result_replaces_what_the_evaluations_saw():
+    result = {"step": 4, "validate_loss": 4.9761, "nats_per_char": 4.8683, "bits_per_byte": 2.3712}
+    cards = re.findall("<dt>(.*?)</dt><dd>(.*?)</dd><p>(.*?)</p>", render_page(make_page(result=result)).decode())
+    assert cards[0] == ("验证损失", "4.976", "nat/token，整个验证部分，第 4 步的权重")
+    assert [value for _, value, _ in cards[1:3]] == ["4.868", "2.371"]
+    assert "4.500" not in str(cards) and "最低的验证损失" not in str(cards)
+    assert "4.500" in re.search("<dl.*?</dl>", render_page(make_page()).decode())[0]  # 还没有练完
+
+
+def test_result_written_after_training_reaches_the_page(tmp_path):
+    run = run_with_report(tmp_path)
+    assert "整个验证部分" not in page_of(tmp_path)
+    run.files.write_result(validate_loss=1.2345)
+    assert "<dd>1.234</dd>" in page_of(tmp_path) or "<dd>1.235</dd>" in page_of(tmp_path)
+    assert '<p class="status">训练完成</p>' in page_of(tmp_path)
 
 
 def test_script_cannot_be_closed_from_inside():
@@ -182,8 +224,9 @@ def test_page_works_in_a_browser(page, tmp_path, width):
     page.set_viewport_size({"width": width, "height": 900})
     page.goto((tmp_path / "page.html").as_uri())
     legend, plots = page.locator(".legend").first, page.locator("#charts svg")
-    last_tick, first, last = plots.first.locator("text").last, "第 0 步训练9验证9.1", "第 4 步，验证最低训练4验证4.5"
-    assert (plots.locator("path").count(), legend.text_content(), last_tick.text_content()) == (6, last, "token")
+    last_tick = plots.first.locator("text").last
+    first, last = "第 0 步每一步—训练—验证9.1", "第 4 步，验证最低每一步250训练291.7验证4.5"
+    assert (plots.locator("path").count(), legend.text_content(), last_tick.text_content()) == (7, last, "token")
     page.get_by_role("button", name="时间").click()
     assert last_tick.text_content() == "时间"
     plots.nth(1).press("ArrowLeft")
@@ -218,7 +261,7 @@ def test_samples_are_spread_over_the_run_within_their_budget(tmp_path, monkeypat
         return [Sample("悟空", f"第 {trainer.step} 步写的")]
 
     trainer._train_step = slow_step
-    run = start(trainer, tmp_path / "m.pth", Budget(100, seconds_per_step=1.0))
+    run = start(trainer, tmp_path / "m.pth", Budget(max_steps=100, seconds_per_step=1.0))
     run.report.story = RunStory("训练", {}, write, sample_tokens=1)
     run.run()
     assert (calls[0], calls[-1]) == (0, 100) and calls[1] <= 25 and 5 <= len(calls) <= 6  # 最后一次不计
@@ -275,7 +318,7 @@ def test_clipping_equals_that_of_torch_bit_for_bit(limit):
     parts = norms_by_part(norms)
     assert sum(norm**2 for norm in parts.values()) ** 0.5 == pytest.approx(total, rel=1e-5)
     block = [gradient for name, gradient in before.items() if name.startswith("trf_blocks.1.")]
-    assert parts["第 2 块"] == pytest.approx(torch.cat([g.flatten() for g in block]).norm().item(), rel=1e-5)
+    assert parts["第 2 层"] == pytest.approx(torch.cat([g.flatten() for g in block]).norm().item(), rel=1e-5)
 
 
 def test_writing_obeys_its_budget_but_the_last_page_is_always_written(tmp_path, monkeypatch):
@@ -287,7 +330,7 @@ def test_writing_obeys_its_budget_but_the_last_page_is_always_written(tmp_path, 
 
 
 def resume(tmp_path, trainer) -> TrainingRun:
-    run = start(trainer, tmp_path / "m.pth", Budget(8))
+    run = start(trainer, tmp_path / "m.pth", Budget(max_steps=8))
     run.prepare(is_resuming=True)
     run.run()
     return run
@@ -303,7 +346,7 @@ def test_interrupted_and_resumed_report_equals_the_uninterrupted_one(tmp_path, m
     before_step(trainer, step, lambda: signal.raise_signal(signal.SIGTERM))
     monkeypatch.setattr(sys, "argv", ["pretrain.py"])
     with pytest.raises(Terminated):
-        start(trainer, tmp_path / "m.pth", Budget(8)).run()
+        start(trainer, tmp_path / "m.pth", Budget(max_steps=8)).run()
     assert f"在第 {step} 步中断" in page_of(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pretrain.py", "--resume"])
     torch.manual_seed(1)
@@ -317,8 +360,8 @@ def test_checkpoint_of_an_earlier_version_is_continued(tmp_path):
     trainer = make_trainer()
     before_step(trainer, 3, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Terminated):
-        start(trainer, tmp_path / "m.pth", Budget(8)).run()
-    run = start(make_trainer(), tmp_path / "m.pth", Budget(8))
+        start(trainer, tmp_path / "m.pth", Budget(max_steps=8)).run()
+    run = start(make_trainer(), tmp_path / "m.pth", Budget(max_steps=8))
     load = run.checkpoints.load_newest
     run.checkpoints.load_newest = lambda: (load()[0], {**load()[1], "history": RunHistory()})
     run.prepare(is_resuming=True)
@@ -353,6 +396,7 @@ GOOD = RunHistory(["python"], [Observation(4, 2.5, 1, {"嵌入": 0.5}, [Sample("
         lambda state: state.pop("commands"),
         lambda state: state.update(commands="python"),
         lambda state: state.update(more=1),
+        lambda state: state["steps"].update(count=5),
         lambda state: state.update(sampling_seconds=float("nan")),
         lambda state: state["gradient_norms"].update(嵌入="1"),
         lambda state: state["observations"][0].update(memory_bytes=None),
@@ -379,7 +423,7 @@ def spoiled_run(tmp_path) -> TrainingRun:
             trainer.model.tok_emb.weight.fill_(torch.nan)
 
     after_step(trainer, 3, spoil)
-    return start(trainer, tmp_path / "m.pth", Budget(8))
+    return start(trainer, tmp_path / "m.pth", Budget(max_steps=8))
 
 
 def test_report_tells_why_the_training_stopped(tmp_path):

@@ -20,7 +20,7 @@ def settings(section: dict, *arguments: str) -> TrainingSettings:
 
 def test_defaults_are_those_of_the_original_project():
     plain = settings({})
-    assert (plain.batch_size, plain.learning_rate, plain.epochs, plain.eval_freq, plain.seed) == (2, 4e-4, 10, 100, 123)
+    assert (plain.batch_size, plain.learning_rate, plain.epochs, plain.seed) == (2, 4e-4, 10, 123)
 
 
 def test_flag_beats_file_beats_default():

@@ -96,6 +96,11 @@ class Metrics:
         precision, recall = hits / max(1, predicted), hits / max(1, actual)
         return precision, recall, 2 * hits / max(1, predicted + actual)
 
+    def by_label(self) -> dict[str, dict[str, float]]:
+        """{标签: 各项}，给程序读的。"""
+        names = ("precision", "recall", "f1")
+        return {label: dict(zip(names, self.of(index), strict=True)) for index, label in enumerate(self.labels)}
+
     def table(self) -> str:
         """给人看的表：每个标签一行。"""
         lines = ["标签  精确率  召回率  F1  条数"]

@@ -14,16 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 from tqdm import tqdm
 
 from utils.checkpoint_files import checkpoint_folder, list_checkpoints
 from utils.errors import RunError, Terminated, UserError
+from utils.evaluation_set import EVAL_BATCH
 from utils.file_lock import output_lock
 from utils.files import write_atomically
 from utils.memory import peak_bytes
-from utils.report import RESULT_LINE
+from utils.run_files import RunFiles
 from utils.variations import Variation
 
 PROGRAM = Path(__file__).resolve().parent.parent / "pretrain.py"
@@ -33,7 +34,6 @@ FORWARD_SHARE = 1 / 3  # 前向占训练一步的几成
 STARTUP_SECONDS = 5.0  # 载入、试跑、写样文和画图大约要几秒
 ENDLESS = 10**6  # 轮数由预算决定
 POLL_SECONDS = 0.1
-FAILURE = re.compile(r"错误：(.*)")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Plan:
         windows = min(self.num_windows, max(1, windows))
         evaluation = {
             "eval_freq": max(1, math.ceil(steps / EVALUATIONS)),
-            "eval_iter": max(1, round(windows / settings.batch_size)),
+            "eval_iter": max(1, round(windows / EVAL_BATCH)),
         }
         limits = {"epochs": ENDLESS, "max_steps": self.max_steps, "max_minutes": budget.minutes}
         return {**self.variation.values["training"], **evaluation, **limits, "seed": seed}
@@ -151,13 +151,16 @@ def train(run: Run, folder: Path) -> dict:
         write_atomically(folder / "config.json", lambda file: file.write(text.encode("utf-8")))
     arguments = [f"--config={folder / 'config.json'}", f"--data_path={run.data_path}", f"--encoding={run.encoding}"]
     command = [sys.executable, str(PROGRAM), *arguments, f"--model_path={model_path}", *["--resume"] * is_resuming]
-    with (folder / "train.txt").open("ab") as output, running(command, output) as process:
-        start = output.tell()
-        peak = watch(process, " ".join(run.label), run.plan.seconds(run.budget))
-    text = (folder / "train.txt").read_bytes()[start:].decode("utf-8", errors="replace")
+    # 标准错误另存一份：样文和提示语只到标准输出，冒充不了失败的原因
+    with (folder / "train.txt").open("ab") as output, (folder / "errors.txt").open("ab") as errors:
+        start = errors.tell()
+        with running(command, output, errors) as process:
+            peak = watch(process, " ".join(run.label), run.plan.seconds(run.budget))
     if process.returncode:
-        raise RunError(" ".join(run.label), explain(process.returncode, text), f"它说的话都在 {folder / 'train.txt'}。")
-    result = summarize(run, folder, text, peak)
+        text = (folder / "errors.txt").read_bytes()[start:].decode("utf-8", errors="replace")
+        advice = f"它说的话都在 {folder} 的 train.txt 和 errors.txt。"
+        raise RunError(" ".join(run.label), explain(process.returncode, text), advice)
+    result = summarize(run, RunFiles(model_path), peak)
     data = json.dumps(result, ensure_ascii=False).encode("utf-8")
     write_atomically(folder / "result.json", lambda file: file.write(data))
     shutil.rmtree(checkpoint_folder(model_path), ignore_errors=True)  # 练完了，用不着了
@@ -165,12 +168,12 @@ def train(run: Run, folder: Path) -> dict:
 
 
 @contextmanager
-def running(command: list[str], output: Any) -> Iterator[subprocess.Popen]:
+def running(command: list[str], output: BinaryIO, errors: BinaryIO) -> Iterator[subprocess.Popen]:
     """运行到结束。停下的信号只由我们转告它：终端里按一次 Ctrl-C，它不会收到两次。"""
     is_windows = os.name == "nt"
     separate = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if is_windows else {"start_new_session": True}
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
-    options = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output, "env": environment}
+    options = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": errors, "env": environment}
     process = subprocess.Popen(command, **options, **separate)
     try:
         yield process
@@ -198,26 +201,25 @@ def watch(process: subprocess.Popen, label: str, expected_seconds: float) -> int
     return peak
 
 
-def explain(code: int, output: str) -> str:
-    """训练为什么没有完成。"""
-    if reasons := FAILURE.findall(output):
-        return reasons[-1].rstrip("。")
-    return f"被信号 {-code} 结束，多半是内存不够" if code < 0 else f"以退出码 {code} 结束"
+def explain(code: int, errors: str) -> str:
+    """训练为什么没有完成：退出码说明是不是它自己报的错，原因就是标准错误的最后一行，见 utils/errors.py。"""
+    if code < 0:
+        return f"被信号 {-code} 结束，多半是内存不够"
+    lines = errors.strip().splitlines()
+    return lines[-1].removeprefix("错误：").rstrip("。") if lines else f"以退出码 {code} 结束"
 
 
-def summarize(run: Run, folder: Path, output: str, peak: int) -> dict:
-    """由程序的输出和日志得出这次训练的各项。"""
-    final = RESULT_LINE.findall(output)[-1]
-    step, nats = int(final[0]), float(final[1])
-    log = (folder / "model.pth.log.jsonl").read_text(encoding="utf-8")
-    records = list(map(json.loads, log.splitlines()))
+def summarize(run: Run, files: RunFiles, peak: int) -> dict:
+    """由程序写出的结果和日志得出这次训练的各项。"""
+    final = json.loads(files.result.read_bytes())
+    records = list(map(json.loads, files.log.read_text(encoding="utf-8").splitlines()))
     train, validate = run.plan.tokens_per_character
     last, plan = records[-1], run.plan
-    kept = next((record for record in records if record["step"] == step), last)
+    kept = next((record for record in records if record["step"] == final["step"]), last)
     return {
-        "nats_per_char": nats,
+        "nats_per_char": final["nats_per_char"],
         "train_nats_per_char": kept["train_loss"] * train,
-        "kept_step": step,
+        "kept_step": final["step"],
         "steps": last["step"],
         "tokens": last["tokens"],
         "epochs": last["tokens"] / plan.train_tokens,

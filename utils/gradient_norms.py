@@ -31,7 +31,7 @@ def clip_gradients(
 
 
 def norms_by_part(norms: dict[str, Tensor]) -> dict[str, float]:
-    """{参数名: 范数} -> {嵌入、第 1 块 … 输出: 范数}，依前向的次序；共用的输出矩阵算在嵌入里。"""
+    """{参数名: 范数} -> {嵌入、第 1 层 … 输出: 范数}，依前向的次序；共用的输出矩阵算在嵌入里。"""
     squares = defaultdict(float)
     for name, norm in norms.items():
         squares[_part_of(name)] += norm.item() ** 2
@@ -40,5 +40,5 @@ def norms_by_part(norms: dict[str, Tensor]) -> dict[str, float]:
 
 def _part_of(name: str) -> str:
     if match := BLOCK.match(name):
-        return f"第 {int(match[1]) + 1} 块"
+        return f"第 {int(match[1]) + 1} 层"  # 给人看的从 1 数起
     return "嵌入" if name.startswith(EMBEDDINGS) else "输出"

@@ -72,6 +72,6 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) ->
 
 
 def learning_rate_factor(step: int, warmup_steps: int, progress: float) -> float:
-    """第 step 步（从 0 数起）的学习率与最大值之比：升温系数 × 衰减系数，后者随 progress ∈ [0, 1] 线性降到 0。"""
+    """第 step 步（从 0 数起）的学习率与最大值之比：预热系数 × 衰减系数，后者随 progress ∈ [0, 1] 线性降到 0。"""
     warmup = min(1.0, (step + 1) / (warmup_steps + 1))
     return warmup * max(0.0, 1.0 - progress)

@@ -44,6 +44,7 @@ def print_result(trainer: Trainer, test_loader: DataLoader, files: RunFiles, arg
     model = trainer.model
     files.load_kept(trainer)
     metrics = measure(model, test_loader, model.labels, trainer.precision)
+    files.write_result(test_accuracy=metrics.accuracy, labels=metrics.by_label())
     say(f"测试准确率 {metrics.accuracy:.2%}（第 {files.kept.step} 步的权重）")
     say(metrics.table())
     picture = files.model.with_name(f"{files.model.name}.confusion.png")

@@ -43,6 +43,7 @@ def print_result(trainer: Trainer, before: Counts, files: RunFiles, args: argpar
         if task is not None:
             say(f"  {task}  {before[task][0] / total:.0%} → {right / total:.0%}（{total}）")
     (old, total), (new, _) = (tuple(map(sum, zip(*counts.values(), strict=True))) for counts in (before, after))
+    files.write_result(exact_match_before=old / total, exact_match=new / total, num_held_out=total)
     say(f"合计 {old / total:.1%} → {new / total:.1%}（{total:,}），第 {files.kept.step} 步的权重")
     say(f"会答话的模型：{files.model}；曲线：{files.curve}；报告：{files.report}；日志：{files.log}")
     print_use(files, args, "chat.py")

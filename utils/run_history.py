@@ -1,8 +1,9 @@
 """训练报告的素材：每次评估时另外看到的东西和样文。随检查点保存，接着训练的报告才有全程。"""
 
-import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from utils.step_history import StepHistory, is_number
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class RunHistory:
     observations: list[Observation] = field(default_factory=list)
     gradient_norms: dict[str, float] = field(default_factory=dict)  # 最近一步的
     sampling_seconds: float = 0.0  # 写样文一共用了多久
+    steps: StepHistory = field(default_factory=StepHistory)  # 每一步的损失和学习率
 
     @property
     def num_sampled(self) -> int:
@@ -51,13 +53,15 @@ class RunHistory:
     @classmethod
     def from_state(cls, state: dict) -> "RunHistory":
         """state() 的逆；内容不对就抛出 ValueError、TypeError 或 LookupError。"""
-        history = cls(**{**state, "observations": [_observation_of(item) for item in state["observations"]]})
+        observations = [_observation_of(item) for item in state["observations"]]
+        steps = StepHistory.from_state(state["steps"]) if "steps" in state else StepHistory()  # 早期的检查点没有
+        history = cls(**{**state, "observations": observations, "steps": steps})
         is_right = (
-            state.keys() == {item.name for item in fields(cls)}
+            state.keys() | {"steps"} == {item.name for item in fields(cls)}
             and isinstance(history.commands, list)
             and all(isinstance(command, str) for command in history.commands)
             and _are_norms(history.gradient_norms)
-            and _is_number(history.sampling_seconds)
+            and is_number(history.sampling_seconds)
         )
         if not is_right:
             raise ValueError
@@ -68,7 +72,7 @@ def _observation_of(state: dict) -> Observation:
     observation = Observation(**{**state, "samples": [Sample(**item) for item in state["samples"]]})
     is_right = (
         type(observation.step) is int
-        and (observation.tokens_per_second is None or _is_number(observation.tokens_per_second))
+        and (observation.tokens_per_second is None or is_number(observation.tokens_per_second))
         and type(observation.memory_bytes) is int
         and _are_norms(observation.gradient_norms)
         and all(map(_is_sample, observation.samples))
@@ -87,8 +91,4 @@ def _is_sample(sample: Sample) -> bool:
 
 
 def _are_norms(value: Any) -> bool:
-    return all(isinstance(name, str) and _is_number(norm) for name, norm in value.items())
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return all(isinstance(name, str) and is_number(norm) for name, norm in value.items())

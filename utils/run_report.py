@@ -38,7 +38,7 @@ class RunStory:
 
 
 class RunReport:
-    """一次训练的报告。observe 在每次评估之后调用，finish 在训练停下时调用。"""
+    """一次训练的报告。observe_step 在每一步之后调用，observe 在每次评估之后，finish 在训练停下时。"""
 
     def __init__(self, path: Path, trainer: Trainer, budget: Budget, identity: RunIdentity, story: RunStory):
         self.path, self.trainer, self.budget, self.identity, self.story = path, trainer, budget, identity, story
@@ -59,6 +59,12 @@ class RunReport:
         self._take_gradients()
         return self.history.state()
 
+    def observe_step(self, loss: float) -> None:
+        """刚走完的一步，loss 是它那几批的平均损失。"""
+        trainer = self.trainer
+        at = {"step": trainer.step, "tokens": trainer.tokens, "seconds": self.budget.seconds}
+        self.history.steps.add(**at, loss=loss, learning_rate=trainer.learning_rate)
+
     def observe(self, records: list[Evaluation]) -> None:
         """records 的最后一个是刚做的评估。"""
         record = records[-1]
@@ -72,9 +78,9 @@ class RunReport:
             self._write(records, f"训练到第 {record.step:,} 步")
         self._since = (self.trainer.tokens, self.budget.seconds)
 
-    def finish(self, records: list[Evaluation], status: str) -> None:
-        """训练停下了：写出最后的样子。"""
-        self._write(records, status)
+    def finish(self, records: list[Evaluation], status: str, result: dict | None = None) -> None:
+        """训练停下了：写出最后的样子。result 是练完之后测得的，见 RunFiles.write_result。"""
+        self._write(records, status, result)
 
     def add_last_samples(self) -> None:
         """训练完了，最后一次评估还没有样文就补上。"""
@@ -89,7 +95,8 @@ class RunReport:
     def _can_afford_samples(self) -> bool:
         """第 0 步先写一次（没有训练过的样子），其余的摊在全程；花完为止。"""
         count, spent = self.history.num_sampled, self.history.sampling_seconds
-        progress, allowance = self.budget.progress(self.trainer.step), SAMPLING_FRACTION * self.budget.planned_seconds
+        progress = self.budget.progress(self.trainer)
+        allowance = SAMPLING_FRACTION * self.budget.planned_seconds(self.trainer)
         if not count:
             forward = self.trainer.forward_seconds(self.budget.seconds_per_step)
             return self.story.sample_tokens * forward * TOKEN_SHARE <= allowance * max(progress, 0.5)
@@ -103,12 +110,14 @@ class RunReport:
         return samples
 
     @on_main
-    def _write(self, records: list[Evaluation], status: str) -> None:
+    def _write(self, records: list[Evaluation], status: str, result: dict | None = None) -> None:
         begin = time.monotonic()
         page = PageData(
             title=f"{self.story.title}报告：{self.path.name.removesuffix('.report.html')}",
             status=status,
             records=records,
+            result=result or {},
+            num_samples=len(self.trainer.validate_sample.dataset),
             history=self.history,
             facts=self.story.facts,
             model={"参数": f"{sum(p.numel() for p in self.trainer.model.parameters()):,} 个", **self.identity.config},

@@ -29,12 +29,14 @@ class TrainingSettings:
     optimizer: str = _setting("adamw", cli.one_of("adamw", "muon"), "优化器：adamw | muon")
     learning_rate: float = _setting(4e-4, cli.positive_float, "AdamW 的学习率")
     muon_learning_rate: float = _setting(0.02, cli.positive_float, "Muon 更新隐藏层矩阵的学习率")
-    warmup_steps: int = _setting(0, cli.non_negative_int, "学习率从 0 升到最大用几步")
+    warmup_steps: int = _setting(0, cli.non_negative_int, "预热：头几步学习率由小升起，同时照常衰减")
     weight_decay: float = _setting(0.1, cli.non_negative_float, "权重衰减，只作用于矩阵")
     grad_clip: float = _setting(1.0, cli.positive_float, "梯度范数的上限")
     stride: int | None = _setting(None, cli.positive_int, "相邻窗口的距离（默认等于上下文长度，不重叠）")
-    eval_freq: int = _setting(100, cli.positive_int, "每几步评估一次")
-    eval_iter: int | None = _setting(None, cli.positive_int, "评估用几批（默认整个验证部分，很大时取一部分）")
+    eval_freq: int | None = _setting(None, cli.positive_int, "每几步评估一次（默认全程至少 20 次，开头密些）")
+    eval_iter: int | None = _setting(
+        None, cli.positive_int, "评估用几批，每批总是 16 个样本（默认使评估至多占时间的 3%%）"
+    )
     sample_prompt: str | None = _setting(None, cli.plain_text, "训练后用这段文字开头写一段（默认取验证部分的开头）")
     seed: int = _setting(123, cli.seed_int, "随机种子")
     dtype: str = _setting("auto", cli.dtype_name, f"计算精度：{cli.DTYPES}")

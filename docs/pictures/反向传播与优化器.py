@@ -1,39 +1,51 @@
-"""上：手算里的链式法则，往前算数，往回乘导数。下：三种优化器在同一个山谷里各走四十步。"""
+"""上：手算里的链式法则，往前算数，往回乘导数。下：三种优化器在同一个山谷里各走四十步，学习率各用最好的。"""
 
 import math
 
 import torch
 
-from docs.pictures.svg import BLUE, GREEN, INK, LIGHT, ORANGE, PURPLE, RED, Axes, Picture
+from docs.pictures.svg import BLUE, GREEN, GREY, INK, LIGHT, ORANGE, PURPLE, RED, Axes, Picture, Point
 from utils.optimizers import ADAM_BETAS
 
-STEEP, START, STEPS = 10.0, (-3.6, 1.6), 40  # 山谷 L = (x² + 10y²) / 2
+STEEP, START, STEPS = 50.0, (-3.6, 0.8), 40  # 山谷 L = (w₁² + 50·w₂²) / 2
+RATES = [float(f"{digit}e{power}") for power in (-3, -2, -1, 0) for digit in (1, 2, 3, 5)]  # 0.001 到 5
 OPTIMIZERS = {
-    "SGD": (BLUE, lambda p: torch.optim.SGD(p, lr=0.17)),
-    "动量": (PURPLE, lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9)),
-    "AdamW": (ORANGE, lambda p: torch.optim.AdamW(p, lr=0.15, betas=ADAM_BETAS, weight_decay=0.0)),
+    "SGD": (BLUE, lambda p, rate: torch.optim.SGD(p, lr=rate)),
+    "动量": (PURPLE, lambda p, rate: torch.optim.SGD(p, lr=rate, momentum=0.9)),
+    "AdamW": (ORANGE, lambda p, rate: torch.optim.AdamW(p, lr=rate, betas=ADAM_BETAS, weight_decay=0.0)),
 }
 
 
 def draw() -> Picture:
-    picture = Picture(720, 520, "往前算数，往回乘导数；三种优化器怎样下山")
+    picture = Picture(720, 540, "往前算数，往回乘导数；三种优化器怎样下山")
     _draw_chain(picture)
-    axes = Axes(picture, 60, 240, 620, 230, (-4, 1.6), (-1.9, 1.9))
+    axes = Axes(picture, 60, 260, 620, 230, (-4, 1.6), (-0.95, 0.95))
     for level in (0.3, 1.2, 3, 6, 10, 16):
         _draw_contour(axes, level)
-    axes.frame("w₁：缓的方向", "w₂：陡的方向", {x: str(x) for x in range(-4, 2)}, {y: str(y) for y in (-1, 0, 1)})
-    for index, (name, (color, build)) in enumerate(OPTIMIZERS.items()):
-        path = _walk(build)
+    ticks = {x: str(x) for x in range(-4, 2)}, {y: str(y) for y in (-0.5, 0, 0.5)}
+    axes.frame("w₁：缓的方向", "w₂：陡的方向", *ticks)
+    for index, (name, (color, _)) in enumerate(OPTIMIZERS.items()):
+        rate, loss, path = best_walk(name)
         axes.curve(path, color=color, width=1.8)
         for x, y in path[1:]:
             picture.circle(*axes.at(x, y), 2.2, fill=color)
-        picture.line([(470 + 76 * index, 224), (494 + 76 * index, 224)], color=color, width=3)
-        picture.text(500 + 76 * index, 224, name, size=13, color=color, anchor="start")
+        left = 214 + 160 * index
+        picture.line([(left, 222), (left + 24, 222)], color=color, width=3)
+        picture.text(left + 30, 222, f"{name}，学习率 {rate:g}", size=13, color=color, anchor="start")
+        picture.text(left + 30, 240, f"末了损失 {loss:.2g}", size=12, color=GREY, anchor="start")
     picture.circle(*axes.at(0, 0), 5, fill=GREEN)
-    picture.text(*axes.at(0, -0.66), "谷底", size=13, color=GREEN)
+    picture.text(*axes.at(0, -0.33), "谷底", size=13, color=GREEN)
     picture.circle(*axes.at(*START), 5, fill=INK)
     picture.text(axes.at(*START)[0] + 10, axes.at(*START)[1] - 10, "起点", size=13, anchor="start")
     return picture
+
+
+def best_walk(name: str, steep: float = STEEP) -> tuple[float, float, list[Point]]:
+    """RATES 里走完 STEPS 步损失最低的一个：(学习率, 最后的损失, 经过的点)。"""
+    walks = [(rate, _walk(OPTIMIZERS[name][1], rate, steep)) for rate in RATES]
+    losses = [(path[-1][0] ** 2 + steep * path[-1][1] ** 2) / 2 for _, path in walks]
+    loss, (rate, path) = min(zip(losses, walks, strict=True), key=lambda pair: pair[0])
+    return rate, loss, path
 
 
 def _draw_chain(picture: Picture) -> None:
@@ -69,14 +81,14 @@ def _draw_contour(axes: Axes, level: float) -> None:
             axes.curve(part, color=LIGHT[BLUE], width=1.5)
 
 
-def _walk(build) -> list[tuple[float, float]]:
+def _walk(build, rate: float, steep: float) -> list[Point]:
     """从 START 走 STEPS 步经过的点。"""
     point = torch.tensor(START, dtype=torch.float64, requires_grad=True)
-    optimizer = build([point])
+    optimizer = build([point], rate)
     path = [START]
     for _ in range(STEPS):
         optimizer.zero_grad()
-        ((point[0] ** 2 + STEEP * point[1] ** 2) / 2).backward()
+        ((point[0] ** 2 + steep * point[1] ** 2) / 2).backward()
         optimizer.step()
         path.append(tuple(point.tolist()))
     return path

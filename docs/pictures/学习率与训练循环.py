@@ -19,10 +19,10 @@ def draw() -> Picture:
 
     axes = Axes(picture, 70, 160, 600, 180, (0, STEPS), (0, 1.05))
     ticks = {step: str(step) for step in (0, 20, 50, 100, 150, 200)}
-    axes.frame("步数", "学习率 ÷ 最大值", ticks, {0: "0", 0.5: "0.5", 1: "1"})
+    axes.frame("步数", "学习率 ÷ 设定的最大值", ticks, {0: "0", 0.5: "0.5", 1: "1"})
     schedule = [(step, learning_rate_factor(step, WARMUP, step / STEPS)) for step in range(STEPS + 1)]
     axes.curve(schedule[: WARMUP + 1], color=ORANGE, width=3)
     axes.curve(schedule[WARMUP:], color=GREEN, width=3)
-    picture.text(150, 285, "升温：先试探着走", size=13, color=ORANGE, anchor="start")
+    picture.text(150, 285, "预热：先试探着走", size=13, color=ORANGE, anchor="start")
     picture.text(430, 215, "衰减：越走越小，才停得下来", size=13, color=GREEN, anchor="start")
     return picture

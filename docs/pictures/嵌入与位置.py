@@ -64,13 +64,13 @@ def _learned(picture: Picture) -> None:
 def _rotary(picture: Picture) -> None:
     rotary = RotaryPosition(ModelConfig(context_length=8, emb_dim=2, **SHAPE))
     vectors = rotary.rotate(torch.tensor([1.0, 0.0]).expand(1, 1, 8, 2), 0)[0, 0]
-    picture.text(515, 274, "rope：在第几位，就转几份角度", bold=True)
+    picture.text(515, 274, "rope：位置是几，就转几份角度", bold=True)
     for centre, query, key in (((420, 376), 2, 1), ((610, 376), 5, 4)):
         picture.circle(*centre, RADIUS, stroke="#e4e7eb")
         for index, color in ((query, ORANGE), (key, BLUE)):
             label, tip = "q" if index == query else "k", vectors[index].tolist()
             picture.line([centre, _place(centre, tip, RADIUS)], color=color, width=2.5, arrow=True)
-            picture.text(*_place(centre, tip, RADIUS + 20), f"{label}，第 {index} 位", size=13, color=color)
+            picture.text(*_place(centre, tip, RADIUS + 20), f"{label}，位置 {index}", size=13, color=color)
         arc = [(math.cos(key + t / 12), math.sin(key + t / 12)) for t in range(13)]
         picture.line([_place(centre, point, 24) for point in arc], color=GREY)
         product = float(vectors[query] @ vectors[key])

@@ -14,6 +14,7 @@ from utils.trace import Step, Trace, logit_lens
 
 SHOWN_DIMS = 48  # 向量只画前这么多维，统计量总是对全部维度算的
 NUM_NEIGHBOURS = 6
+NUM_RANDOM = 64  # 随机向量里取这么多个，各找最近的，求平均
 NUM_GUESSES = 5  # 每层每个位置的答案取前几名
 NUM_CANDIDATES = 12  # 生成的每一步取前几名
 NUM_LABELS = 400  # 下一个 token 一节里，分数最高的这么多个有文字
@@ -106,7 +107,15 @@ def embedding_section(explained: Explained, vocabulary: Vocabulary) -> dict:
         "norms": pack(parts.norm(dim=-1)),
         "neighbours": vocabulary.use(nearest.indices[:, 1:]),
         "similarities": pack(nearest.values[:, 1:]),
+        "noise": chance_similarity(*table.shape),
     }
+
+
+def chance_similarity(count: int, num_dims: int) -> float:
+    """count 个 num_dims 维的随机向量，离一个向量最近的别的向量平均有多近（余弦）：低于它的相似说明不了什么。"""
+    vectors = F.normalize(torch.randn(count, num_dims, generator=torch.Generator().manual_seed(0)), dim=-1)
+    cosines = vectors[:NUM_RANDOM] @ vectors.T
+    return cosines.fill_diagonal_(-1.0).amax(dim=-1).mean().item()
 
 
 def attention_section(explained: Explained) -> dict:

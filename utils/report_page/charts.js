@@ -61,15 +61,25 @@ const formatPercent = (value) => `${+(100 * value).toFixed(1)}%`;
 const formatAxis = (axis, value) => (axis === "时间" ? formatTime(value) : formatNumber(value));
 const formatValue = (form, value) => (form === "percent" ? formatPercent(value) : formatNumber(value));
 
+const PARTS = { 每一步: "var(--faint)", 训练: "var(--train)", 验证: "var(--validate)" };
+
 function lineColor(names, index) {
+  if (names[index] in PARTS) return PARTS[names[index]];
   if (names.length === 1) return "var(--only)";
-  if (names.length === 2 && names[0] === "训练") return index ? "var(--validate)" : "var(--train)";
   return `hsl(${205 + (190 * index) / (names.length - 1)} 55% var(--tone))`; // 从输入到输出，由冷到暖
+}
+
+// 一张图的各条线：先画逐步的，再画各次评估的
+const namesOf = (chart) => [...Object.keys(chart.steps), ...Object.keys(chart.lines)];
+
+// 第几次评估时，叫 name 的线是多少；逐步的线看走到了哪一步，还没有走则没有
+function valueAt(chart, name, chosen) {
+  return (name in chart.steps ? chart.steps[name][DATA.at[chosen]] : chart.lines[name][chosen]) ?? null;
 }
 
 // 纵轴的范围；只有一个值时上下留一点
 function valueRange(chart) {
-  const values = Object.values(chart.lines).flat().filter((value) => value !== null && (chart.form !== "log" || value > 0));
+  const values = [chart.steps, chart.lines].flatMap(Object.values).flat().filter((value) => value !== null && (chart.form !== "log" || value > 0));
   if (!values.length) return null;
   let low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
   if (chart.form === "log") return low === high ? [low / 2, high * 2] : [low / 1.1, high * 1.1];
@@ -77,16 +87,17 @@ function valueRange(chart) {
   return [low >= 0 ? Math.max(0, low - room) : low - room, chart.form === "percent" ? Math.min(1.02, high + room) : high + room];
 }
 
-// 在 svg 里画好 chart；返回的 move(第几次评估) 移动竖线，nearest(横坐标) 找最近的一次
-function drawChart(svg, chart, axis, positions) {
+// 在 svg 里画好 chart，横坐标照 axis；返回的 move(第几次评估) 移动竖线，nearest(横坐标) 找最近的一次
+function drawChart(svg, chart, axis) {
   svg.replaceChildren();
+  const positions = DATA.axes[axis];
   const width = svg.clientWidth, range = valueRange(chart);
   svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
   if (!range) {
     svgElement("text", { x: width / 2, y: HEIGHT / 2, "text-anchor": "middle" }, svg).textContent = "还没有数据";
     return { move() {}, nearest: () => positions.length - 1 };
   }
-  const [low, high] = range, first = positions[0], last = positions[positions.length - 1];
+  const [low, high] = range, first = positions[0], last = Math.max(positions.at(-1), DATA.steps[axis].at(-1) ?? 0);
   const scale = chart.form === "log" ? Math.log : (value) => value;
   const x = (value) => MARGIN.left + (last > first ? (value - first) / (last - first) : 0.5) * (width - MARGIN.left - MARGIN.right);
   const y = (value) => HEIGHT - MARGIN.bottom - ((scale(value) - scale(low)) / (scale(high) - scale(low))) * (HEIGHT - MARGIN.top - MARGIN.bottom);
@@ -100,8 +111,11 @@ function drawChart(svg, chart, axis, positions) {
   for (const tick of ticks.filter((tick) => x(tick) < width - 60)) // 右边留给横轴的名字
     svgElement("text", { x: x(tick), y: HEIGHT - 8, "text-anchor": "middle" }, svg).textContent = formatAxis(axis, tick);
   svgElement("text", { x: width - 4, y: HEIGHT - 8, "text-anchor": "end" }, svg).textContent = axis;
-  const names = Object.keys(chart.lines);
-  names.forEach((name, index) => drawLine(svg, chart, chart.lines[name], positions, { x, y, color: lineColor(names, index) }));
+  const names = namesOf(chart);
+  names.forEach((name, index) => {
+    const [values, at] = name in chart.steps ? [chart.steps[name], DATA.steps[axis]] : [chart.lines[name], positions];
+    drawLine(svg, chart, values, at, { x, y, color: lineColor(names, index) });
+  });
   const cursor = svgElement("line", { y1: MARGIN.top, y2: bottom, class: "cursor" }, svg);
   const dots = names.map((name, index) => svgElement("circle", { r: 3.2, style: `fill: ${lineColor(names, index)}` }, svg));
   return {
@@ -110,7 +124,7 @@ function drawChart(svg, chart, axis, positions) {
       cursor.setAttribute("x1", at);
       cursor.setAttribute("x2", at);
       dots.forEach((dot, index) => {
-        const value = chart.lines[names[index]][chosen], isShown = value !== null && (chart.form !== "log" || value > 0);
+        const value = valueAt(chart, names[index], chosen), isShown = value !== null && (chart.form !== "log" || value > 0);
         dot.setAttribute("visibility", isShown ? "visible" : "hidden");
         if (isShown) { dot.setAttribute("cx", at); dot.setAttribute("cy", y(value)); }
       });

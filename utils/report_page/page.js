@@ -38,11 +38,11 @@ function choose(index) {
 // 图例兼读数：每条线的名字和选中那次评估的值
 function showLegend({ chart, legend, svg }) {
   legend.replaceChildren();
-  const names = Object.keys(chart.lines);
+  const names = namesOf(chart);
   const where = `第 ${formatNumber(DATA.axes["步"][chosen])} 步`;
   htmlElement("li", { className: "where", textContent: chosen === DATA.best ? `${where}，验证最低` : where }, legend);
   const parts = names.map((name, index) => {
-    const value = chart.lines[name][chosen], text = value === null ? "—" : formatValue(chart.form, value);
+    const value = valueAt(chart, name, chosen), text = value === null ? "—" : formatValue(chart.form, value);
     const item = htmlElement("li", { textContent: name }, legend);
     item.style.setProperty("--color", lineColor(names, index));
     htmlElement("b", { textContent: text }, item);
@@ -52,7 +52,7 @@ function showLegend({ chart, legend, svg }) {
 }
 
 function draw() {
-  for (const view of views) view.drawing = drawChart(view.svg, view.chart, axis, DATA.axes[axis]);
+  for (const view of views) view.drawing = drawChart(view.svg, view.chart, axis);
   choose(chosen);
 }
 

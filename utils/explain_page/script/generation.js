@@ -53,7 +53,7 @@ function drawCache(step) {
   const columns = Math.min(context, steps.at(-1).num_tokens + 4);
   const kind = (column) => (column >= used ? "" : column === used - 1 && step !== steps[0] ? "new" : "used");
   const rows = Array.from({ length: layers }, (_, layer) => [
-    element("span", { class: "row-name" }, `${layer} 层`),
+    element("span", { class: "row-name" }, layerName(layer)),
     ...Array.from({ length: columns }, (_, column) => element("i", { class: kind(column) })),
   ]);
   const grid = find("cache");

@@ -6,7 +6,7 @@ function drawHeads() {
   const cells = names.map((row, layer) => row.map((name, head) => headButton(layer, head, name)));
   const grid = find("heads");
   grid.style.setProperty("--columns", data.config.num_heads);
-  grid.append(...cells.flatMap((row, layer) => [element("span", { class: "row-name" }, `${layer} 层`), ...row]));
+  grid.append(...cells.flatMap((row, layer) => [element("span", { class: "row-name" }, layerName(layer)), ...row]));
   addMoveKeys(grid, (down, right) => {
     moveHead(down, right);
     cells[state.layer][state.head].focus();
@@ -15,7 +15,7 @@ function drawHeads() {
     chooseOne(cells.flat(), cells[state.layer][state.head]);
     const parts = habits.map((habit, index) => `${habit} ${percent(shares.at(state.layer, state.head, index))}`);
     find("head-readout").textContent =
-      `第 ${state.layer} 层第 ${state.head} 头，平均的权重：${parts.join("，")}。一个 token 可以同时算几种。`;
+      `${headName(state.layer, state.head)}，平均的权重：${parts.join("，")}。一个 token 可以同时算几种。`;
   });
 }
 
@@ -23,7 +23,7 @@ function headButton(layer, head, name) {
   const { habits, layers, shares } = data.attention;
   const isShown = layers.includes(layer);
   const share = name === "分散" ? 0 : tensor(shares).at(layer, head, habits.indexOf(name));
-  const title = `第 ${layer} 层第 ${head} 头：${name}${isShown ? "" : "（没有放进这个文件）"}`;
+  const title = `${headName(layer, head)}：${name}${isShown ? "" : "（没有放进这个文件）"}`;
   return element(
     "button",
     {

@@ -32,7 +32,7 @@ function drawLens() {
 
 function lensRowName(layer) {
   if (layer === 0) return "嵌入";
-  return layer === data.config.num_layers ? `${layer - 1} 层＝回答` : `${layer - 1} 层`;
+  return layer === data.config.num_layers ? `${layerName(layer - 1)}＝回答` : layerName(layer - 1);
 }
 
 function lensCell(layer, position, guess) {

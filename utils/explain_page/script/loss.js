@@ -70,6 +70,6 @@ function averageLoss() {
   const perCharacter = characters ? `，折合每个字 ${number(total / characters)}` : "";
   return (
     `${count} 个 token 的平均：${number(total)} ÷ ${count} = ${number(mean, 3)} nat/token${perCharacter}；` +
-    `困惑度 exp(${number(mean)}) = ${about(Math.exp(mean))}。闭着眼猜是 log ${integer(data.tokenizer_size)} = ${number(Math.log(data.tokenizer_size))}。`
+    `困惑度 exp(${number(mean)}) = ${about(Math.exp(mean))}。在词表里闭着眼猜是 log ${integer(data.tokenizer_size)} = ${number(Math.log(data.tokenizer_size))}。`
   );
 }

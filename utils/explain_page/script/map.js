@@ -26,7 +26,7 @@ function drawMap() {
   window.addEventListener("resize", () => paint());
   document.addEventListener("themechange", () => paint());
   whenChanged(["position", "key", "layer", "head"], () => {
-    const name = `第 ${state.layer} 层第 ${state.head} 头的注意力图`;
+    const name = `${headName(state.layer, state.head)}的注意力图`;
     find("map-title").textContent = name;
     canvas.setAttribute("aria-label", `${name}，${ids.length} 行 ${ids.length} 列，方向键移动`);
     paint();
@@ -36,7 +36,7 @@ function drawMap() {
 function describeCell(query, key) {
   const { visible, weights } = attentionRow(state.layer, state.head, query);
   const seen = Number.isFinite(visible[key]) ? `权重 ${percent(weights[key])}` : "在将来，看不见";
-  find("map-readout").textContent = `${quote(ids[query])}（${query}）看${quote(ids[key])}（${key}）：${seen}`;
+  find("map-readout").textContent = `${quote(ids[query])}（第 ${ordinal(query)} 个）看${quote(ids[key])}（第 ${ordinal(key)} 个）：${seen}`;
 }
 
 // 一格多大；屏幕一个点可能是几个像素，画布按像素画。

@@ -65,3 +65,8 @@ const percent = (p) => (p === 0 ? "0" : p < 0.001 ? "<0.1" : (100 * p).toFixed(1
 const about = (value) => (value < 1000 ? number(value, 1) : integer(Math.round(value)));
 const integer = (value) => value.toLocaleString("en-US");
 const fileSize = (bytes) => (bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} KB` : `${(bytes / 1e6).toFixed(1)} MB`);
+
+// 给人看的层、头、token 都从 1 数起；代码和权重的名字（trf_blocks.0）从 0 数起。
+const ordinal = (index) => index + 1;
+const layerName = (layer) => `第 ${ordinal(layer)} 层`;
+const headName = (layer, head) => `${layerName(layer)}第 ${ordinal(head)} 头`;

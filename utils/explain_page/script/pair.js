@@ -28,7 +28,7 @@ function scoreSteps({ scores, visible, weights }, query, key) {
     step("缩放", `÷ √head_dim = ${product} ÷ √${data.config.head_dim} = ${score}`),
     step(
       "遮住将来",
-      `键在第 ${key} 个，${isVisible ? `不晚于第 ${query} 个，看得见：仍是 ${score}` : `晚于第 ${query} 个：换成 −∞`}`,
+      `键在第 ${ordinal(key)} 个，${isVisible ? `不晚于第 ${ordinal(query)} 个，看得见：仍是 ${score}` : `晚于第 ${ordinal(query)} 个：换成 −∞`}`,
     ),
     step(
       "softmax",

@@ -23,7 +23,7 @@ function streamRows(position) {
   const most = largest(lengths, additions);
   return lengths.map((length, site) => {
     const isAttention = site % 2 === 1;
-    const name = site === 0 ? "嵌入" : `${Math.floor((site - 1) / 2)} 层${isAttention ? "注意力" : "前馈"}`;
+    const name = site === 0 ? "嵌入" : `${layerName(Math.floor((site - 1) / 2))}的${isAttention ? "注意力" : "前馈"}`;
     const added = additions[site - 1];
     const isChosen = site === state.site;
     return element(
@@ -58,7 +58,7 @@ function drawNorm() {
     const place =
       site === 2 * data.config.num_layers
         ? "输出层之前的 final_norm"
-        : `第 ${Math.floor(site / 2)} 层${site % 2 ? "前馈之前的 norm2" : "注意力之前的 norm1"}`;
+        : `${layerName(Math.floor(site / 2))}${site % 2 ? "前馈之前的 norm2" : "注意力之前的 norm1"}`;
     find("norm-title").textContent = `归一化：${place}`;
     const rows = [0, 1].map((side) => vectors.row(site, side, position));
     const note = (side) =>

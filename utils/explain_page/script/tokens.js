@@ -8,7 +8,7 @@ function drawTokenBar() {
       {
         type: "button",
         role: "option",
-        title: `第 ${position} 个，编号 ${id}`,
+        title: `第 ${ordinal(position)} 个，编号 ${id}`,
         onclick: () => selectPosition(position),
       },
       label(id),
