@@ -46,7 +46,7 @@ def output_lock(path: Path) -> Iterator[None]:
 
 
 def _write_pid(descriptor: int) -> None:
-    """Windows 上锁住的是第 0 个字节，别人读不了，所以从第 1 个写起。"""
+    """Windows 上锁住的是开头一个字节，别人读不了，所以从它后面写起。"""
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f" {os.getpid()}".encode())
 
