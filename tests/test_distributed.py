@@ -10,6 +10,7 @@ import torch
 from torchrun_jobs import NO_WINDOWS, Jobs, job, make_folder, with_dropout
 
 from conftest import ROOT, free_port, rank_environment
+from utils.checkpoint import read_checkpoint
 from utils.checkpoint_files import checkpoint_folder, list_checkpoints
 from utils.model_file import read_model_file
 
@@ -19,6 +20,8 @@ pytestmark = NO_WINDOWS
 UNEVEN = ("--batch_size", "5", "--accumulation_steps", "3", "--grad_clip", "0.3")
 LORA = ("--init_from", "one.pth", "--data_path", "labels.csv", "--trainable", "lora")
 GETS_WORSE = ("--keep", "best", "--eval_freq", "1", "--learning_rate", "3", "--max_steps", "4")  # 最好的不是最后一步
+PART = ("--epochs", "1", "--max_steps", "1000", "--batch_size", "7", "--eval_freq", "3")
+OTHER = ("--batch_size", "5", "--accumulation_steps", "1", "--eval_iter", "1", "--resume")
 LONGER = ("--optimizer", "muon", "--max_steps", "14", "--resume")
 
 
@@ -43,6 +46,8 @@ def parallel_jobs(mode: str) -> list[dict]:
         job(f"{mode}_whole", *with_dropout(*flags)),
         job(f"{mode}_cut", *with_dropout(*flags), **resumed, fault=["stop", 7, 1]),
         job(f"{mode}_rest", *with_dropout(*flags), "--resume", **resumed),
+        job(f"{mode}_part", *PART, *flags, fault=["stop", 4, 1]),
+        job(f"{mode}_other", *PART, *OTHER, *flags, model=f"{mode}_part"),
     ]
 
 
@@ -126,6 +131,16 @@ def test_signal_to_one_process_saves_everywhere_and_resuming_is_bit_for_bit(jobs
     one, other = (torch.load(jobs.folder / f"{mode}_{name}.pth", weights_only=True) for name in ("whole", "resumed"))
     assert all(torch.equal(one[name], other[name]) for name in one.keys() - {"_extra_state"})
     assert "已在第 7 步保存" in (jobs.folder / "errors.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_epoch_continued_with_another_batch_uses_every_sample_once(jobs, mode):
+    part, other = jobs.outcome(f"{mode}_part"), jobs.outcome(f"{mode}_other")
+    assert len(part.samples) == 4 and other.ends == ["done", "done"]
+    used = [tuple(row) for step in part.samples + other.samples for row in step]
+    state = read_checkpoint(list_checkpoints(jobs.folder / f"{mode}_part.pth.ckpt")[-1])
+    assert len(set(used)) == len(used) == state["epoch_size"] == state["progress"]["samples_done"]
+    assert f"{mode}_part.pth 里第 3 步的权重重新量过，验证损失 " in (jobs.folder / "errors.txt").read_text("utf-8")
 
 
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
