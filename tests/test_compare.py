@@ -22,6 +22,7 @@ from model.language_model import LanguageModel
 from utils.comparison import EqualBudget, Plan, count_steps, explain, read_result
 from utils.console import display_width
 from utils.errors import UserError
+from utils.evaluation_set import EVAL_BATCH
 from utils.memory import cache_bytes_per_token, peak_bytes
 from utils.report_comparison import Report, Row, align
 from utils.train_utils import calc_loss_batch
