@@ -321,4 +321,4 @@ def check_case(folder: Path, legs: list[Leg]) -> None:
 
 def measures() -> Iterator[tuple[str, int, Callable[[int, int, Path], str]]]:
     """(名字, 个数, 函数)"""
-    yield "改了再接着训练", 300, change_between_runs
+    yield "改了再接着训练", 100, change_between_runs

@@ -3,6 +3,7 @@
 只用于 POSIX。
 """
 
+import errno
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from utils.checkpoint_files import list_checkpoints
 
 FLAGS = ("--config", "tiny.json", "--data_path", "corpus.txt")
 SAVE_EVERY = 20
+OLD_MODEL = b"old"  # 从头训练之前已有的模型文件
 SETTINGS = {"batch_size": 4, "learning_rate": 0.003, "eval_freq": 50, "eval_iter": 1, "save_every": SAVE_EVERY}
 # 一次保存里会碰磁盘的每个系统调用；在第 n 个之前杀死自己
 DISK_CALLS = ("open", "link", "replace", "unlink", "mkdir", "fsync", "chmod", "posix_fadvise", "rename")
@@ -143,7 +145,26 @@ def kill_at_disk_call(number: int) -> Callable[[], None]:
 
 def kill_at_every_disk_call(count: int, seed: int, folder: Path) -> str:
     """在一次短训练的每一个磁盘操作之前各杀一次（count 再大也只有这么多个），接着训练。"""
-    settings = {"save_every": 2, "eval_freq": 2}
+    num_kills = _kill_everywhere(count, seed, folder, lambda: None)
+    return f"{num_kills} 处各一次，全部与不中断的逐位相同，没有残留"
+
+
+def kill_without_hard_links(count: int, seed: int, folder: Path) -> str:
+    """同上，但磁盘没有硬链接：已有的模型只能改名保留，有一段时间没有 model.pth。"""
+
+    def refuse_links() -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+        os.link = refuse
+
+    num_kills = _kill_everywhere(count, seed, folder, refuse_links)
+    return f"{num_kills} 处各一次，全部与不中断的逐位相同，原有的模型都在"
+
+
+def _kill_everywhere(count: int, seed: int, folder: Path, prepare_disk: Callable[[], None]) -> int:
+    """已有一个旧的模型。-> 杀了几次"""
+    settings = {"save_every": 2, "eval_freq": 4}
     whole = uninterrupted(folder, 6, **settings)
     numbers = list(range(1, 10**6))
     if count < 200:  # 抽查
@@ -151,7 +172,9 @@ def kill_at_every_disk_call(count: int, seed: int, folder: Path) -> str:
     num_kills = 0
     for number in numbers:
         task = make_task(folder / "run", 6, **settings)
-        code = task.run(in_child=kill_at_disk_call(number)).code
+        (task.folder / "model.pth").write_bytes(OLD_MODEL)
+        arm = kill_at_disk_call(number)
+        code = task.run(in_child=lambda arm=arm: (prepare_disk(), arm())).code
         if code == 0:
             if count >= 200:
                 break
@@ -159,12 +182,13 @@ def kill_at_every_disk_call(count: int, seed: int, folder: Path) -> str:
             assert code == -signal.SIGKILL
             num_kills += 1
             task.saved_step()
-            assert task.run().code == 0
+            assert task.run(in_child=prepare_disk).code == 0
         assert task.outcome() == whole, f"在第 {number} 个磁盘操作之前杀死，结果不同"
         assert task.leftovers() == [], (number, task.leftovers())
+        assert any(path.read_bytes() == OLD_MODEL for path in task.folder.glob("model.pth.bak*") if path.is_file())
         shutil.rmtree(task.folder)
     assert num_kills
-    return f"{num_kills} 处各一次，全部与不中断的逐位相同，没有残留"
+    return num_kills
 
 
 def terminate_at_random(count: int, seed: int, folder: Path) -> str:
@@ -199,4 +223,5 @@ def measures() -> Iterator[tuple[str, int, Callable[[int, int, Path], str]]]:
     """(名字, 个数, 函数)"""
     yield "随机 kill -9", 1_000, kill_at_random
     yield "每个磁盘操作之前 kill -9", 1_000, kill_at_every_disk_call
+    yield "没有硬链接时 kill -9", 1_000, kill_without_hard_links
     yield "随机 SIGTERM", 100, terminate_at_random

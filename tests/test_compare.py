@@ -23,6 +23,7 @@ from utils import comparison
 from utils.comparison import EqualBudget, Plan, count_steps, read_result
 from utils.console import display_width
 from utils.errors import RunError, UserError
+from utils.evaluation_set import EVAL_BATCH
 from utils.memory import cache_bytes_per_token, peak_bytes
 from utils.report_comparison import Report, Row, align
 from utils.train_utils import calc_loss_batch
@@ -322,10 +323,10 @@ def test_budget_becomes_steps_and_evaluations(variations):
     by_time = make_plan(variation).training(EqualBudget(1.0, None), seed=7)  # 60 秒，每步半秒
     assert (by_time["max_minutes"], by_time["max_steps"], by_time["seed"]) == (1.0, None, 7)
     assert by_time["eval_freq"] == 15  # 120 步，评估八次
-    by_flops = make_plan(variation, max_steps=80).training(EqualBudget(None, 1e9), seed=7)
-    assert (by_flops["max_minutes"], by_flops["max_steps"], by_flops["eval_freq"]) == (None, 80, 10)
-    evaluated = 2 * 8 * by_flops["eval_iter"] * 4 / 3  # 前向按训练的三分之一计
-    assert evaluated <= 0.2 * 80 * 4
+    by_flops = make_plan(variation, max_steps=800).training(EqualBudget(None, 1e9), seed=7)
+    assert (by_flops["max_minutes"], by_flops["max_steps"], by_flops["eval_freq"]) == (None, 800, 100)
+    evaluated = 2 * 8 * by_flops["eval_iter"] * EVAL_BATCH / 3  # 前向按训练的三分之一计
+    assert evaluated <= 0.2 * 800 * 4
 
 
 def test_damaged_result_is_computed_again(tmp_path):

@@ -14,6 +14,7 @@ import soak  # noqa: E402
 SHARES = {
     "随机 kill -9": 3,
     "每个磁盘操作之前 kill -9": 6,
+    "没有硬链接时 kill -9": 6,
     "随机 SIGTERM": 3,
     "每一处停下再续": 2,
     "改了再接着训练": 3,

@@ -96,8 +96,8 @@ def add_training_arguments(
         default = "" if value is None else f"（默认 {value}）"
         parser.add_argument(f"--{item.name}", type=item.metadata["parse"], help=item.metadata["help"] + default)
     add = parser.add_argument
-    add("--resume", action="store_true", help="从上次的检查点继续，其余参数要与上次写得一样（默认从头训练）")
-    add("--allow_data_change", action="store_true", help="数据改过也继续（默认不许）")
+    add("--resume", action="store_true", help="从上次的检查点继续，命令照旧写全（默认从头训练）")
+    add("--allow_data_change", action="store_true", help="数据改过也继续，余下的轮次用新的（默认不许）")
     add("--allow_process_change", action="store_true", help="进程数或并行方式变了也继续（默认不许）")
     modes = f"几个进程怎样一起训练，用 torchrun 启动才有：{cli.PARALLEL_MODES}（默认 %(default)s）"
     add("--parallel", type=cli.parallel_mode, default="auto", help=modes)
