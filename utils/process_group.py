@@ -43,8 +43,8 @@ def start(device: torch.device, patience: float) -> None:
     store = None
     try:
         store, rank, world_size = next(dist.rendezvous("env://", timeout=limit))
-        # torchrun 重新启动进程时沿用原来的 store，里面还有上一批进程的地址
-        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        if _is_store_shared():
+            store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
         on_leaving(functools.partial(leave, store))
         store.set(f"name {rank}", processes.name())
         _check_same_device(store, device.type)
@@ -56,12 +56,15 @@ def start(device: torch.device, patience: float) -> None:
         raise _describe_failed_start(error, store, patience) from None
 
 
+def _is_store_shared() -> bool:
+    """torchrun 重新启动进程时，是不是沿用原来的 TCPStore，里面还有上一批进程的地址。"""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def _check_fresh_store() -> None:
-    """几台机器上的 torchrun 数的重启次数不一样，分不出哪一批，要请它每次换一个 store。"""
-    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
-    is_shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if processes.spans_machines() and restarts and is_shared:
-        advice = f"各台机器上都先 export {FRESH_STORE}=1，再启动 torchrun。"
+    """几台机器上的 torchrun 数的重启次数不一样，靠它分不出是哪一批，要请它们每次换一个 TCPStore。"""
+    if processes.spans_machines() and _is_store_shared() and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+        advice = f"各台机器上都先设环境变量 {FRESH_STORE}=1，再启动 torchrun。"
         raise UserError("--max_restarts", "几台机器一起重新启动，要每次换一个 TCPStore", advice)
 
 
