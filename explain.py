@@ -13,7 +13,7 @@ from utils.config_file import read_config
 from utils.errors import run_program
 from utils.file_lock import output_lock
 from utils.files import check_output_path, megabytes, write_atomically
-from utils.weights_file import check_weights_file
+from utils.weights_file import check_weights_file, with_companions
 
 if TYPE_CHECKING:
     from model.language_model import LanguageModel
@@ -45,7 +45,7 @@ def main() -> None:
     args = parse_args()
     config = read_config(args.config, ModelConfig.from_dict) if args.config else None
     model_path = check_weights_file(args.model_path)
-    check_output_path(args.output, inputs=(model_path, *([args.config] if args.config else [])))
+    check_output_path(args.output, inputs=(*with_companions(model_path), *([args.config] if args.config else [])))
     import torch
 
     from model.language_model import LanguageModel

@@ -16,7 +16,7 @@ from utils import cli
 from utils.errors import UserError, run_program
 from utils.file_lock import output_lock
 from utils.files import check_output_path, write_atomically
-from utils.weights_file import SAFETENSORS_NAME, check_weights_file
+from utils.weights_file import SAFETENSORS_NAME, check_weights_file, with_companions
 
 if TYPE_CHECKING:
     from model.language_model import LanguageModel
@@ -36,12 +36,13 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     model_path = check_weights_file(args.model_path)
+    inputs = with_companions(model_path)
     # 载入模型之前先看写不写得进去；不建立文件夹，导不出的模型不该留下一个空的
-    check_output_path(args.output / SAFETENSORS_NAME if args.output.exists() else args.output, inputs=(model_path,))
+    check_output_path(args.output / SAFETENSORS_NAME if args.output.exists() else args.output, inputs=inputs)
     model, tokenizer = load(model_path)
     contents = build_files(model, tokenizer)
     for name in contents:
-        check_output_path(args.output / name, inputs=(model_path,))
+        check_output_path(args.output / name, inputs=inputs)
     num_bytes = 4 * model.cfg.num_parameters
     with output_lock(args.output / SAFETENSORS_NAME):
         for name, write in contents.items():

@@ -15,7 +15,7 @@ from utils.errors import run_program
 from utils.labeled_text import LabeledText, read_labeled_texts
 from utils.settings import ONLY_PRETRAINING, TrainingSettings, add_training_arguments
 from utils.training_output import claim_output
-from utils.weights_file import check_weights_file, fingerprint
+from utils.weights_file import check_weights_file, fingerprint, with_companions
 
 if TYPE_CHECKING:
     from model.classifier import Classifier
@@ -49,7 +49,7 @@ def main() -> None:
     settings = TrainingSettings.from_sources(DEFAULTS, args, args.data_path)
     records = read_labeled_texts(args.data_path, args.encoding)
     model_path = check_weights_file(args.model_path)
-    with claim_output(args, args.output_path, inputs=(model_path, args.data_path)):
+    with claim_output(args, args.output_path, inputs=(*with_companions(model_path), args.data_path)):
         train(args, settings, records, started)
 
 

@@ -15,7 +15,7 @@ from utils.instruction_data import Conversation, read_conversations
 from utils.prompt_template import TEMPLATES, choose_template
 from utils.settings import ONLY_PRETRAINING, TrainingSettings, add_training_arguments
 from utils.training_output import claim_output
-from utils.weights_file import check_weights_file, fingerprint
+from utils.weights_file import check_weights_file, fingerprint, with_companions
 
 if TYPE_CHECKING:
     from model.language_model import LanguageModel
@@ -51,7 +51,7 @@ def main() -> None:
     settings = TrainingSettings.from_sources(DEFAULTS, args, args.data_path)
     records = read_conversations(args.data_path, args.encoding)
     model_path = check_weights_file(args.model_path)
-    with claim_output(args, args.output_path, inputs=(model_path, args.data_path)):
+    with claim_output(args, args.output_path, inputs=(*with_companions(model_path), args.data_path)):
         train(args, settings, records, started)
 
 

@@ -18,7 +18,7 @@ from utils.errors import run_program
 from utils.processes import is_launched, on_main
 from utils.settings import TrainingSettings, add_training_arguments
 from utils.training_output import claim_output
-from utils.weights_file import check_weights_file, fingerprint
+from utils.weights_file import check_weights_file, fingerprint, with_companions
 
 if TYPE_CHECKING:
     from model.language_model import LanguageModel
@@ -54,7 +54,7 @@ def main() -> None:
     source = None if is_launched() else open_source(args.data_path, args.encoding)
     inputs = (config.path, *paths)
     if args.init_from:
-        inputs += (check_weights_file(args.init_from, advice="--init_from 应指向一个模型文件或文件夹。"),)
+        inputs += with_companions(check_weights_file(args.init_from, advice="--init_from 应指向一个模型文件或文件夹。"))
     with claim_output(args, args.model_path, inputs):
         # torch 要一两秒才能载入；放到检查之后，写错的参数和 --help 立刻有回应
         train(args, config, settings, source, started)

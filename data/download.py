@@ -1,4 +1,4 @@
-"""下载没有随项目附带的语料和 GPT-2 的权重：能断点续传，核对之后才放到位。
+"""下载没有随项目附带的语料和 GPT-2 的权重，核对之后才放到位。权重由 huggingface_hub 下载，能断点续传。
 
 用法：python data/download.py 西游记原著
       python data/download.py gpt2 --size 124M
@@ -6,7 +6,9 @@
 
 import hashlib
 import http.client
+import io
 import os
+import re
 import socket
 import ssl
 import sys
@@ -16,10 +18,9 @@ from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urlsplit
-
-from tqdm import tqdm
 
 # 直接运行本脚本时，Python 只在 data/ 里找模块；加上项目根目录才能用 utils
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -28,59 +29,54 @@ from model.config import ModelConfig
 from utils.cli import ArgumentParser, file_path, one_of, positive_float
 from utils.config_file import CONFIGS_DIR, read_config
 from utils.errors import RunError, Terminated, UserError, describe_os_error, run_program
-from utils.files import check_free_space, check_input_file, check_output_path, keep_backup
+from utils.file_lock import output_lock
+from utils.files import check_free_space, check_input_file, check_output_path, keep_backup, write_atomically
 from utils.hugging_face_config import recognize_config, with_plain_names
 from utils.weights_file import SAFETENSORS_NAME, read_shapes
 
 DATA_DIR = Path(__file__).resolve().parent
 DEFAULT_TIMEOUT = 30.0  # 秒
 MAX_TIMEOUT = 86400.0  # 秒；再大操作系统可能不接受
+HUB_TIMEOUT = 10.0  # 秒；huggingface_hub 等这么久
 CHUNK_BYTES = 64 * 1024
+MAX_DIGITS = 20  # 更长的数不写出来
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """一个可下载的文件；size 以字节计。"""
+    """一个可下载的文本，只有几 MB；size 以字节计。"""
 
     mirror_flag = " --url "  # 用什么换一个镜像
+    again = "再运行一次会重新下载"
 
     file_name: str
     size: int
     sha256: str
     url: str
 
-    def is_full(self, path: Path) -> bool:
-        """path 不必再补了。"""
-        return path.stat().st_size == self.size
-
-    def find_fault(self, path: Path) -> str:
-        """path 的内容哪里不对；对的为空。"""
-        received = _sha256(path)
+    def find_fault(self, content: bytes) -> str:
+        """content 哪里不对；对的为空。"""
+        if len(content) != self.size:
+            more = "不止 " if len(content) > self.size else ""
+            return f"收到{more or ' '}{min(len(content), self.size):,} 字节，应为 {self.size:,} 字节"
+        received = hashlib.sha256(content).hexdigest()
         return "" if received == self.sha256 else f"SHA-256 是 {received}，应为 {self.sha256}"
+
+    def is_in(self, path: Path) -> bool:
+        """path 就是它。"""
+        return path.stat().st_size == self.size and not self.find_fault(path.read_bytes())
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Hugging Face 上一种大小的 GPT-2：文件有多大由服务器说，对不对看结构。"""
+    """Hugging Face 上一种大小的 GPT-2；已有的文件对不对看结构，不必联网。"""
 
     mirror_flag = "环境变量 HF_ENDPOINT "
+    again = "再运行一次会接着已下载的部分继续"
 
     file_name: str
     repository: str
     config_name: str  # configs/ 里结构与它相同的配置
-    size = None
-
-    @property
-    def url(self) -> str:
-        endpoint = os.environ.get("HF_ENDPOINT") or HUGGING_FACE
-        try:
-            return http_url(f"{endpoint.rstrip('/')}/{self.repository}/resolve/main/{SAFETENSORS_NAME}")
-        except ArgumentTypeError as error:
-            raise UserError("HF_ENDPOINT", str(error), f"例如 HF_ENDPOINT={HUGGING_FACE}。") from None
-
-    def is_full(self, path: Path) -> bool:
-        """path 不必再补了。"""
-        return not self.find_fault(path)
 
     def find_fault(self, path: Path) -> str:
         """path 的结构哪里不对；对的为空。"""
@@ -93,23 +89,17 @@ class Weights:
             return str(error)
         return "" if actual == expected else f"不是 {self.config_name} 的结构"
 
+    def is_in(self, path: Path) -> bool:
+        """path 就是它。"""
+        return not self.find_fault(path)
+
 
 HUGGING_FACE = "https://huggingface.co"
 WEIGHTS = {
-    "124M": Weights(
-        file_name="gpt2_124M.safetensors", repository="openai-community/gpt2", config_name="gpt2_config_124M.json"
-    ),
-    "355M": Weights(
-        file_name="gpt2_355M.safetensors",
-        repository="openai-community/gpt2-medium",
-        config_name="gpt2_config_355M.json",
-    ),
-    "774M": Weights(
-        file_name="gpt2_774M.safetensors", repository="openai-community/gpt2-large", config_name="gpt2_config_774M.json"
-    ),
-    "1558M": Weights(
-        file_name="gpt2_1558M.safetensors", repository="openai-community/gpt2-xl", config_name="gpt2_config_1558M.json"
-    ),
+    "124M": Weights("gpt2_124M.safetensors", "openai-community/gpt2", "gpt2_config_124M.json"),
+    "355M": Weights("gpt2_355M.safetensors", "openai-community/gpt2-medium", "gpt2_config_355M.json"),
+    "774M": Weights("gpt2_774M.safetensors", "openai-community/gpt2-large", "gpt2_config_774M.json"),
+    "1558M": Weights("gpt2_1558M.safetensors", "openai-community/gpt2-xl", "gpt2_config_1558M.json"),
 }
 GPT2, DEFAULT_SIZE = "gpt2", "124M"
 POCKET_LLM = "https://raw.githubusercontent.com/mcuking/PocketLLM/e923c6f/data"
@@ -124,93 +114,101 @@ DATASETS = {
 Downloadable = Dataset | Weights
 
 
-def download(dataset: Downloadable, url: str, target: Path, timeout: float) -> Path | None:
-    """从 url 下载成 target，接着上次的 <target>.part 继续。
+def download_text(dataset: Dataset, url: str, target: Path, timeout: float) -> Path | None:
+    """从 url 下载 dataset，核对之后写成 target；最多读 dataset.size 再加一个字节，服务器说有多大都不作数。
 
     原有的 target 改名保留，返回它的新名字（没有则为 None）。网络、磁盘或校验失败抛出 RunError，target 不变。
     """
+    with _network_errors(dataset, url, timeout), urllib.request.urlopen(url, timeout=timeout) as response:
+        content = response.read(dataset.size + 1)
+    if fault := dataset.find_fault(content):
+        raise RunError(url, f"下载到的内容不对（{fault}）", _advice(dataset))
+    return write_atomically(target, lambda file: file.write(content), keep_old=True)
+
+
+def download_weights(weights: Weights, target: Path) -> Path | None:
+    """从 Hugging Face 或 HF_ENDPOINT 下载，接着上次的 <target>.part；大小和 SHA-256 由它说。其余同 download_text。"""
+    endpoint = os.environ.get("HF_ENDPOINT") or HUGGING_FACE
+    try:
+        endpoint = http_url(endpoint.rstrip("/"))
+    except ArgumentTypeError as error:
+        raise UserError("HF_ENDPOINT", str(error), f"例如 HF_ENDPOINT={HUGGING_FACE}。") from None
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # 不报告用法，也不为此多联一次网
+    import httpx2  # huggingface_hub 用它联网
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import logging
+
+    if constants.HF_HUB_OFFLINE:
+        raise UserError("环境变量 HF_HUB_OFFLINE", "设了它就不联网", "去掉它再运行。")
+    logging.set_verbosity_error()
+    url = hf_hub_url(weights.repository, SAFETENSORS_NAME, endpoint=endpoint)
+    errors = partial(_network_errors, weights, url, HUB_TIMEOUT, (httpx2.HTTPError, httpx2.InvalidURL))
     part = target.with_name(f"{target.name}.part")
-    with _disk_errors(part):
-        start = part.stat().st_size if part.exists() else 0
-        if not (start and dataset.is_full(part)):
-            is_too_long = dataset.size is not None and start > dataset.size
-            _fetch(dataset, url, part, 0 if is_too_long else start, timeout)
-        if fault := dataset.find_fault(part):
-            part.unlink()
-            reason = f"下载到的内容不对（{fault}），已删除 {part.name}"
-            raise RunError(url, reason, f"再运行一次会从头下载；仍然不对就用{dataset.mirror_flag}换一个镜像。")
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        backup = keep_backup(target)
-        os.replace(part, target)
+    with output_lock(target), _disk_errors(part):
+        with errors():
+            published = get_hf_file_metadata(url, token=False, timeout=HUB_TIMEOUT)
+        if published.size is None:
+            raise RunError(url, "服务器没有说文件有多大", _advice(weights))
+        with (
+            BoundedFile(part, published.size) as file,
+            errors(),
+        ):  # hf_hub_download 停下之后要从头来，所以用它里面的这一步
+            options = {"resume_size": file.tell(), "expected_size": published.size}
+            headers = {"Accept-Encoding": "identity"}
+            http_get(published.location, file, headers=headers, displayed_filename=weights.file_name, **options)
+        return _accept(weights, url, published.etag or "", part, target)
+
+
+class BoundedFile(io.BufferedWriter):
+    """接着写 path，它已经超过 limit 字节就从头写；要写得超过 limit 就抛出 ValueError：服务器给的比它说的多。"""
+
+    def __init__(self, path: Path, limit: int):
+        start = path.stat().st_size if path.exists() else 0
+        check_free_space(path, limit - start)
+        super().__init__(io.FileIO(path, "a" if start <= limit else "w"))
+        self.path, self.limit = path, limit
+
+    def write(self, data: bytes) -> int:
+        if self.tell() + len(data) > self.limit:
+            raise ValueError(self.limit)
+        with _disk_errors(self.path):  # 不是网络的错
+            return super().write(data)
+
+
+def _accept(weights: Weights, url: str, sha256: str, part: Path, target: Path) -> Path | None:
+    """收齐的 part 核对之后改名为 target；sha256 不像 SHA-256（不是 Hugging Face 的服务器）就只看结构。"""
+    with part.open("rb+") as file:
+        received = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    is_other = re.fullmatch("[0-9a-f]{64}", sha256) and received != sha256
+    if fault := f"SHA-256 是 {received}，应为 {sha256}" if is_other else weights.find_fault(part):
+        part.unlink()
+        reason = f"下载到的内容不对（{fault}），已删除 {part.name}"
+        raise RunError(url, reason, f"再运行一次会从头下载；仍然不对就用{weights.mirror_flag}换一个镜像。")
+    backup = keep_backup(target)
+    os.replace(part, target)
     return backup
 
 
-def _fetch(dataset: Downloadable, url: str, part: Path, start: int, timeout: float) -> None:
-    """从第 start 字节起把 part 补全，多出来的一概不读；中途失败时，收到的都留在 part 里。"""
-    with _network_errors(dataset, url, timeout):
-        response, start = _open(url, start, timeout)
-    with response:
-        size = _size_of(dataset, url, response)
-        check_free_space(part, size - start)
-        bar = tqdm(total=size, initial=start, unit="B", unit_scale=True, disable=None)  # None：只在终端上显示
-        with bar, part.open("ab" if start else "wb") as file:
-            missing = size - start
-            while missing:
-                with _network_errors(dataset, url, timeout):
-                    # read1 有多少给多少；read 要攒满才返回，超时就丢掉已经收到的
-                    chunk = response.read1(min(CHUNK_BYTES, missing))
-                    if not chunk:
-                        raise ConnectionAbortedError
-                file.write(chunk)
-                bar.update(len(chunk))
-                missing -= len(chunk)
-
-
-def _open(url: str, start: int, timeout: float) -> tuple[http.client.HTTPResponse, int]:
-    """请求第 start 字节以后的内容，返回（响应，它实际从第几字节开始）；服务器不能续传就从头来。"""
-    if start:
-        request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"})
-        try:
-            response = urllib.request.urlopen(request, timeout=timeout)
-        except urllib.error.HTTPError as error:
-            if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-                raise
-        else:
-            if response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-                return response, start
-            if response.status == http.client.OK:
-                return response, 0
-            response.close()
-    return urllib.request.urlopen(url, timeout=timeout), 0
-
-
-def _size_of(dataset: Downloadable, url: str, response: http.client.HTTPResponse) -> int:
-    """整个文件的大小。服务器报出的不对（如登录页、错误页），就不必下载，也不动已有的 .part。"""
-    total = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get("Content-Length", "")
-    if not total.isdecimal():
-        if dataset.size is None:
-            raise RunError(url, "服务器没有说文件有多大", _advice(dataset))
-        return dataset.size
-    if dataset.size not in (None, int(total)):
-        reason = f"服务器上的文件有 {int(total):,} 字节，应为 {dataset.size:,} 字节"
-        raise RunError(url, reason, _advice(dataset))
-    return int(total)
-
-
 @contextmanager
-def _network_errors(dataset: Downloadable, url: str, timeout: float) -> Iterator[None]:
-    """网络上的各种失败变成一行 RunError。"""
+def _network_errors(
+    dataset: Downloadable, url: str, timeout: float, more: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """网络上的各种失败变成一行 RunError；more 是别的库自己的错误。"""
     try:
         yield
-    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError：服务器转去一个不合法的地址
+    except (OSError, http.client.HTTPException, ValueError, *more) as error:  # ValueError：转去一个不合法的地址
         raise RunError(url, _explain(error, timeout), _advice(dataset)) from None
 
 
 def _explain(error: Exception, timeout: float) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        return f"服务器回答 {error.code} {http.client.responses.get(error.code, '')}".rstrip()
-    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    code = getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", None)
+    if code:
+        return f"服务器回答 {code} {http.client.responses.get(code, '')}".rstrip()
+    cause: BaseException = error
+    while inner := cause.__cause__ or cause.__context__:  # 各个库都把套接字的错误包了几层
+        cause = inner
     # 服务器发来的文字不进消息：其中可能有换行和终端控制符
     known = {
         TimeoutError: f"等待超过 {timeout:g} 秒没有数据",
@@ -223,12 +221,13 @@ def _explain(error: Exception, timeout: float) -> str:
     for kind, reason in known.items():
         if isinstance(cause, kind):
             return reason
-    return f"网络出错（{describe_os_error(cause) or type(cause).__name__}）"
+    is_system = getattr(cause, "errno", None) is not None
+    return f"网络出错（{describe_os_error(cause)}）" if is_system else "连接中断，或服务器的回答不合 HTTP 规范"
 
 
 def _advice(dataset: Downloadable) -> str:
     return (
-        "检查网络后再运行一次，会接着已下载的部分继续；"
+        f"检查网络后{dataset.again}；"
         f"也可用{dataset.mirror_flag}换一个镜像，或自己找到文件放到 {DATA_DIR / dataset.file_name}。"
     )
 
@@ -243,21 +242,13 @@ def _disk_errors(path: Path) -> Iterator[None]:
         raise RunError(error.filename or path, reason, "检查磁盘空间和权限后再运行一次。") from None
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def is_complete(dataset: Downloadable, path: Path) -> bool:
     """path 已经是完整、正确的 dataset。"""
     with _disk_errors(path):
         if not path.exists():
             return False
         check_input_file(path, "数据文件")
-        return dataset.is_full(path) and not dataset.find_fault(path)
+        return dataset.is_in(path)
 
 
 def http_url(text: str) -> str:
@@ -274,14 +265,12 @@ def http_url(text: str) -> str:
 
 
 def parse_args() -> Namespace:
-    parser = ArgumentParser("下载没有随项目附带的语料和 GPT-2 的权重：能断点续传，核对之后才放到位。")
+    parser = ArgumentParser("下载没有随项目附带的语料和 GPT-2 的权重，核对之后才放到位。")
     names = (*DATASETS, GPT2)
     parser.add_argument("name", metavar="名称", type=one_of(*names), help="、".join(names))
     sizes = " | ".join(WEIGHTS)
     parser.add_argument("--size", type=one_of(*WEIGHTS), help=f"{GPT2} 的大小：{sizes}（默认 {DEFAULT_SIZE}）")
-    parser.add_argument(
-        "--url", type=http_url, help="改从这个地址下载（默认：原来发布的地址；gpt2 可用环境变量 HF_ENDPOINT 换镜像站）"
-    )
+    parser.add_argument("--url", type=http_url, help=f"改从这个地址下载（默认：原来发布的地址；{GPT2} 用 HF_ENDPOINT）")
     parser.add_argument(
         "--output", type=file_path, help="保存到哪里（默认：data/ 下，西游记原著.txt、gpt2_124M.safetensors 等）"
     )
@@ -289,15 +278,19 @@ def parse_args() -> Namespace:
         "--timeout",
         type=positive_float,
         default=DEFAULT_TIMEOUT,
-        help="连续这么多秒收不到数据就放弃（默认：%(default)g）",
+        help=f"连续这么多秒收不到数据就放弃（默认：%(default)g；{GPT2} 由 huggingface_hub 决定）",
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.size and args.name != GPT2:
+        raise UserError("--size", f"只用于 {GPT2}", f"去掉它，或改成 {GPT2}。")
+    if args.name == GPT2 and (unused := parser.given & {"url", "timeout"}):
+        advice = "换镜像站用环境变量 HF_ENDPOINT。"
+        raise UserError(f"--{min(unused)}", f"不用于 {GPT2}，它由 huggingface_hub 下载", advice)
+    return args
 
 
 def main() -> None:
     args = parse_args()
-    if args.size and args.name != GPT2:
-        raise UserError("--size", f"只用于 {GPT2}", f"去掉它，或改成 {GPT2}。")
     dataset = WEIGHTS[args.size or DEFAULT_SIZE] if args.name == GPT2 else DATASETS[args.name]
     target = args.output or DATA_DIR / dataset.file_name
     if is_complete(dataset, target):
@@ -305,9 +298,12 @@ def main() -> None:
         return
     check_output_path(target)
     try:
-        backup = download(dataset, args.url or dataset.url, target, min(args.timeout, MAX_TIMEOUT))
+        if args.name == GPT2:
+            backup = download_weights(dataset, target)
+        else:
+            backup = download_text(dataset, args.url or dataset.url, target, min(args.timeout, MAX_TIMEOUT))
     except (KeyboardInterrupt, Terminated):
-        print("已中断；再运行一次会接着已下载的部分继续。", file=sys.stderr)
+        print(f"已中断；{dataset.again}。", file=sys.stderr)
         raise
     if backup:
         print(f"提示：原来的 {target.name} 内容不同，已改名为 {backup.name}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 小文件见 small_project.py。不照样运行的几种：
 
-- 下载：不联网，走到 data/download.py 的 download 之前；它对着本机的服务器在 test_download.py 里测。
+- 下载：不联网，走到 data/download.py 要联网的函数之前；它们对着本机的服务器在 test_download.py 里测。
 - benchmarks/run.py 要几个小时：各节在 test_benchmarks.py 里用极小的模型测，这里只测命令行和写进哪里。
 - tests/soak.py 要一个多小时：各项在 test_soak.py 里各做一小份，这里只看名字选得中哪几项。
 - --compile 要 C++ 编译器和几十秒：只看它编译了一个模型；编译之后的训练在 test_cuda.py 里测。
@@ -153,7 +153,8 @@ class Reader:
             context.setenv("OMP_NUM_THREADS", "1")
             if module.__name__ == "data.download":
                 substitute(module, "DATA_DIR", self.folder / "data")
-                substitute(module, "download", lambda dataset, url, target, timeout: None)
+                for function in ("download_text", "download_weights"):
+                    substitute(module, function, lambda *arguments: None)
             elif module.__name__ == "benchmarks.run":
                 for section in module.SECTIONS.values():
                     substitute(f"{section.module}.run", lambda args: "量过了")
@@ -162,7 +163,7 @@ class Reader:
             yield
 
     @contextlib.contextmanager
-    def train_here(self, command: list[str], output: BinaryIO) -> Iterator[SimpleNamespace]:
+    def train_here(self, command: list[str], output: BinaryIO, errors: BinaryIO) -> Iterator[SimpleNamespace]:
         """代替 utils.comparison.running：不另起进程，问到结束没有时才训练。"""
 
         def train() -> int:

@@ -31,7 +31,7 @@ PATH = re.compile(
 NAME = re.compile(r"(?:[A-Za-z_]\w*\.)*_?[A-Za-z]\w+(?:\(\))?", re.ASCII)
 LOOKS_LIKE_CODE = re.compile(r"\w\w_\w|^_|\.|\(\)$|[a-z][A-Z]|[A-Z][A-Z][a-z]")
 FLAG = re.compile(r"(?<![\w-])--[a-z]\w+", re.ASCII)
-PRODUCT = re.compile(r"\.(?:pth|jsonl|html|png|lora|ckpt|bak|md|txt|csv|safetensors|bin)$")
+PRODUCT = re.compile(r"\.(?:pth|jsonl|html|png|lora|ckpt|bak|md|txt|csv|safetensors|bin|result\.json)$")
 UNFINISHED = re.compile(r"\b(?:RESULT|TODO|FIXME|TBD|XXX)\b")
 
 LEARNERS_FILE = "练习.py"  # 读者自己建的
@@ -70,7 +70,7 @@ def missing_paths(page: Path) -> list[str]:
     missing = [target for target in targets if not re.match(r"[a-z]+:", target) and not leads_somewhere(page, target)]
     own = {LEARNERS_FILE, *(script["path"] for script in SCRIPT.finditer(text))}
     absent = [path for path in PATH.findall(text) if not is_there(path) and path not in own]
-    return missing + [path for path in absent if f'file_name="{Path(path).name}"' not in downloads]
+    return missing + [path for path in absent if f'"{Path(path).name}"' not in downloads]
 
 
 def leads_somewhere(page: Path, target: str) -> bool:
@@ -125,10 +125,10 @@ def unknown_names(text: str) -> list[str]:
 
 def is_known(name: str, own: set[str]) -> bool:
     """文件看在不在，训练的产物不看；Trainer.run 要 run 在 Trainer 里面；其余的词要在代码或例子里出现。"""
-    if re.search(r"\.(?:py|json)$", name):
-        return is_there(name) or (ROOT / "configs" / name).exists()
     if PRODUCT.search(name):
         return True
+    if re.search(r"\.(?:py|json)$", name):
+        return is_there(name) or (ROOT / "configs" / name).exists()
     owner, _, member = name.rpartition(".")
     if owner in CLASSES:
         return bool(re.search(rf"\b{member}\b", CLASSES[owner]))

@@ -108,6 +108,32 @@ def test_output_cannot_replace_the_starting_weights(folder):
     assert result.code == 2 and "model.safetensors" in result.stderr, result.stderr
 
 
+@pytest.mark.parametrize("start", ["gpt2", "gpt2/model.safetensors"])
+@pytest.mark.parametrize("program", [*DATA, "explain.py"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_output_cannot_replace_what_is_read_beside_the_weights(folder, program, name, start):
+    before = {path: path.read_bytes() for path in (folder / "gpt2").iterdir()}
+    names = {"pretrain.py": ("--init_from", "--model_path"), "explain.py": ("--model_path", "--output")}
+    source, target = names.get(program, ("--model_path", "--output_path"))
+    data = ("--data_path", DATA[program]) if program in DATA else ("--prompt", "悟空")
+    result = run(program, source, start, target, f"gpt2/{name}", *data, cwd=folder)
+    assert result.code == 2 and result.stderr.startswith(f"错误：gpt2/{name}：同时是输入文件"), result.stderr
+    assert result.stderr.count("\n") == 1
+    assert {path: path.read_bytes() for path in (folder / "gpt2").iterdir()} == before
+
+
+def test_export_cannot_replace_what_it_reads(folder):
+    """权重是早期的 pytorch_model.bin，要写的 model.safetensors 还没有，旁边的 config.json 却是输入。"""
+    source = folder / "early"
+    shutil.copytree(folder / "gpt2", source)
+    torch.save(safetensors.torch.load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    before = {path: path.read_bytes() for path in source.iterdir()}
+    result = run("export_hf.py", "--model_path", "early", "--output", "early", cwd=folder)
+    assert result.code == 2 and "同时是输入文件" in result.stderr and result.stderr.count("\n") == 1, result.stderr
+    assert {path: path.read_bytes() for path in source.iterdir()} == before
+
+
 @pytest.fixture
 def half(folder):
     """同样的模型，权重是 float16。"""

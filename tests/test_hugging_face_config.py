@@ -88,11 +88,18 @@ def test_config_of_another_model_is_noticed():
         ({"n_head": "2"}, "config.json：n_head 应"),
         ({"resid_pdrop": 1.5}, r"config.json：resid_pdrop 应在 \[0, 1\) 内，收到 1.5"),
         ({"resid_pdrop": None}, "config.json：resid_pdrop 应"),
+        ({"attn_pdrop": -1}, "config.json：attn_pdrop 应"),
+        ({"resid_pdrop": 0.0}, "resid_pdrop 是 0.0、embd_pdrop 是 0.1、attn_pdrop 是 0.1，这里只能有一个 dropout"),
     ],
 )
 def test_field_that_contradicts_the_weights_is_named(settings, words):
     with pytest.raises(UserError, match=words):
         recognize_config(PATH, shapes_of(), settings)
+
+
+def test_dropout_of_the_config_is_honoured():
+    settings = {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3}
+    assert recognize_config(PATH, shapes_of(), settings)["drop_rate"] == 0.3
 
 
 def test_empty_inner_size_means_four_times():
@@ -108,6 +115,7 @@ def test_empty_inner_size_means_four_times():
         '{"scale_attn_weights": false}',
         '{"scale_attn_by_inverse_layer_idx": true}',
         '{"add_cross_attention": true}',
+        '{"dropout": 0.3}',
         '{"activation_function": {"a": [1]}}',
         '{"prompt_template": ["zh"]}',
     ],

@@ -134,6 +134,48 @@ def change(path: list, value):
     return apply
 
 
+EXTRA = {"id": 700, "content": "<pad>", "special": True, "normalized": False}
+WITH_START = {"type": "TemplateProcessing", "special_tokens": {"<|endoftext|>": {"ids": [0]}}}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bpe"])
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda values: values["added_tokens"].append(EXTRA), '另加了 token "<pad>"（added_tokens）'),
+        (change(["model", "dropout"], 0.1), "dropout 是 0.1"),
+        (change(["post_processor"], WITH_START), 'post_processor 是 "TemplateProcessing"'),
+        (change(["post_processor"], {"type": "BertProcessing"}), 'post_processor 是 "BertProcessing"'),
+        (change(["pre_tokenizer"], {"type": "ByteLevel", "add_prefix_space": True}), "add_prefix_space 是 true"),
+    ],
+    ids=["added_tokens", "dropout", "template", "bert", "add_prefix_space"],
+)
+def test_what_would_be_encoded_differently_is_named(tmp_path, corpus_text, kind, damage, words):
+    """词表相同，别的地方还有会改变编码的。"""
+    write(tmp_path, load_gpt2_tokenizer() if kind == "gpt2" else train_tokenizer(corpus_text, 700, "han"))
+    path = tmp_path / "tokenizer.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    damage(values)
+    path.write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(UserError) as refused:
+        read_tokenizer(tmp_path)
+    assert str(refused.value).startswith(f"错误：{path}：{words}")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("added_tokens.json", {"<|endoftext|>": 50256, "<pad>": 50257}, '另加了 token "<pad>"'),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"50257": EXTRA}}, '另加了 token "<pad>"'),
+        ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "added_tokens_decoder 写得不对"),
+    ],
+)
+def test_tokens_added_beside_the_tokenizer_are_named(tmp_path, name, values, words):
+    (tmp_path / name).write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(UserError, match=f"{name}：{words}"):
+        read_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -58,7 +58,20 @@ BAD = [
     ('[{"label": "好", "text": "一"}]', "是 JSON 数组"),
     (as_csv() + f"\n{'长' * 51},文字", "第 62 行的标签有 51 字，最多 50 字。看看标签和文字两列"),
     ('label,text\n"好\n坏",一', "第 2 行的标签里有换行之类看不见的字符"),
+    (as_csv() + "\n好\u200d,一", "第 62 行的标签里有换行之类看不见的字符"),  # 没有连着什么，看上去就是“好”
+    (as_csv() + "\n好\u200d\u200d坏,一", "第 62 行的标签里有换行之类看不见的字符"),
+    (as_csv() + "\n好\u200b坏,一", "第 62 行的标签里有换行之类看不见的字符"),
+    (as_csv() + "\n好\U000e0067,一", "第 62 行的标签里有换行之类看不见的字符"),
 ]
+
+
+@pytest.mark.parametrize(
+    "label", ["👨\u200d👩\u200d👧", "❤\ufe0f\u200d🔥", "🏴\U000e0067\U000e0062\U000e007f", "می\u200cخواهم"]
+)
+def test_joined_emoji_is_a_label(tmp_path, label):
+    """里面有看不见的连接符，但连起来是看得见的一个。"""
+    content = as_csv().replace("\n坏", f"\n{label}")
+    assert labels_of(read_labeled_texts(write(tmp_path / "data", content))) == sorted([label, "好"])
 
 
 @pytest.mark.parametrize(("content", "message"), BAD, ids=[message[:12] for _, message in BAD])

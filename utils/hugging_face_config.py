@@ -5,10 +5,9 @@ from pathlib import Path
 
 from utils.archive import NOT_A_MODEL
 from utils.errors import UserError
-from utils.weights_file import DOWNLOAD_AGAIN, read_json
+from utils.weights_file import CONFIG_NAME, DOWNLOAD_AGAIN, read_json
 
 ONLY_GPT2 = "只能读取 GPT-2 的权重。"
-CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
 PREFIX = "transformer."
 MASKS = (".attn.bias", ".attn.masked_bias")  # 因果掩码，不是权重
@@ -33,7 +32,9 @@ KNOWN_SETTINGS = {
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
+    "dropout": (0, None),  # GPT-2 没有这一项，它的三处见 DROP_RATES
 }
+DROP_RATES = ("resid_pdrop", "embd_pdrop", "attn_pdrop")  # 我们三处同一个
 
 
 def check_exportable(path: Path, config: dict) -> None:
@@ -66,7 +67,7 @@ def to_settings(config: dict, end_of_text_id: int, template: str | None = None) 
         "n_layer": config["num_layers"],
         "n_inner": config["hidden_dim"],
         "activation_function": ACTIVATIONS[config["activation"]],
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config["drop_rate"]),
+        **dict.fromkeys(DROP_RATES, config["drop_rate"]),
         "layer_norm_epsilon": NORM_EPS,
         "tie_word_embeddings": config["tie_weights"],
         "bos_token_id": end_of_text_id,
@@ -128,7 +129,7 @@ def recognize_config(path: Path, shapes: dict[str, tuple[int, ...]], settings: d
     return {
         **sizes,
         "num_heads": settings.get("n_head") or emb_dim // HEAD_DIM,
-        "drop_rate": settings.get("resid_pdrop", DROP_RATE),
+        "drop_rate": settings.get(DROP_RATES[0], DROP_RATE),
         "qkv_bias": True,
         "activation": activation[settings.get("activation_function", ACTIVATIONS["gelu"])],
     }
@@ -148,9 +149,13 @@ def _check_settings(path: Path, sizes: dict[str, int], settings: dict) -> None:
     config_path = path.with_name(CONFIG_NAME)
     if num_heads is not None and (type(num_heads) is not int or num_heads < 1 or emb_dim % num_heads):
         raise UserError(config_path, f"n_head 应能整除 n_embd={emb_dim}，收到 {num_heads}", DOWNLOAD_AGAIN)
-    drop_rate = settings.get("resid_pdrop", DROP_RATE)
-    if type(drop_rate) not in (int, float) or not 0 <= drop_rate < 1:
-        raise UserError(config_path, f"resid_pdrop 应在 [0, 1) 内，收到 {drop_rate}", "改成 0.1，或删去这一项。")
+    drop_rates = {field: settings.get(field, DROP_RATE) for field in DROP_RATES}
+    for field, drop_rate in drop_rates.items():
+        if type(drop_rate) not in (int, float) or not 0 <= drop_rate < 1:
+            raise UserError(config_path, f"{field} 应在 [0, 1) 内，收到 {drop_rate}", "改成 0.1，或删去这一项。")
+    if len(set(drop_rates.values())) > 1:
+        reason = "、".join(f"{field} 是 {drop_rate}" for field, drop_rate in drop_rates.items())
+        raise UserError(config_path, f"{reason}，这里只能有一个 dropout", "改成一样；只影响训练，不影响续写。")
 
 
 def _expected_shapes(

@@ -1,6 +1,7 @@
 """我们的分词器与 Hugging Face 的 tokenizer.json 互相转换，编码完全相同。"""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
@@ -8,9 +9,15 @@ from tokenizers import Tokenizer as BpeTokenizer
 
 from utils.errors import UserError
 from utils.text_utils import END_OF_TEXT, SPLIT_PATTERNS, Tokenizer, _visible_bytes, load_gpt2_tokenizer
-from utils.weights_file import read_json
+from utils.weights_file import (
+    ADDED_TOKENS_NAME,
+    DOWNLOAD_AGAIN,
+    TOKENIZER_NAME,
+    TOKENIZER_SETTINGS_NAME,
+    VOCABULARY_NAME,
+    read_json,
+)
 
-TOKENIZER_NAME, VOCABULARY_NAME = "tokenizer.json", "vocab.json"
 OTHER_VOCABULARIES = ("vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 LONG_BLANK = r"[\s\x1c-\x1f]{10000}"  # 切法同 text_utils.LONG_BLANK；Python 的 \s 多认四个控制符
 
@@ -43,14 +50,52 @@ def read_tokenizer(folder: Path) -> dict:
     只认 GPT-2 的和 tokenizer_files 写出的；别的分词器抛出 UserError。
     """
     path = folder / TOKENIZER_NAME
+    _check_settings(folder)
     if not path.exists():
         return _read_without_tokenizer_json(folder)
     values = read_json(path, "分词器")
     try:
+        _check_extras(path, values)
         return _recognize(values)
     except (ValueError, TypeError, KeyError, AttributeError):
         reason = "不是 GPT-2 的分词器，也不是 export_hf.py 写出的"
         raise UserError(path, reason, "这种词表用不了，请换一个模型。") from None
+
+
+def _check_settings(folder: Path) -> None:
+    """transformers 还会从这两个文件里添 token；添了我们没有的就抛出 UserError。"""
+    for path in (folder / ADDED_TOKENS_NAME, folder / TOKENIZER_SETTINGS_NAME):
+        if not path.exists():
+            continue
+        values = read_json(path, "分词器的设置")
+        try:
+            listed = [token["content"] for token in (values.get("added_tokens_decoder") or {}).values()]
+        except (TypeError, KeyError, AttributeError):
+            raise UserError(path, "added_tokens_decoder 写得不对", DOWNLOAD_AGAIN) from None
+        _check_added(path, values if path.name == ADDED_TOKENS_NAME else listed)
+
+
+def _check_added(path: Path, tokens: Iterable[str]) -> None:
+    for token in tokens:
+        if token != END_OF_TEXT:
+            shown = json.dumps(token, ensure_ascii=False)
+            raise UserError(path, f"另加了 token {shown}（added_tokens）", f"只认识 {END_OF_TEXT}，请换一个模型。")
+
+
+def _check_extras(path: Path, values: dict) -> None:
+    """词表之外还会改变编码的几项，有就抛出 UserError，逐个指出。"""
+    _check_added(path, [token["content"] for token in values.get("added_tokens") or []])
+    model = values["model"]
+    if model.get("dropout"):
+        reason = f"dropout 是 {json.dumps(model['dropout'])}：合并时随机略去一些，同样的文字每次编码不同"
+        raise UserError(path, reason, "这里的分词没有随机；不要这样的话改成 null。")
+    if (values.get("pre_tokenizer") or {}).get("add_prefix_space"):
+        raise UserError(path, "add_prefix_space 是 true：编码之前在开头添一个空格", "这里的分词不添，请换一个模型。")
+    after = values.get("post_processor") or {"type": "ByteLevel"}
+    is_empty = after["type"] == "TemplateProcessing" and not after.get("special_tokens")  # transformers 存的是这样
+    if after["type"] != "ByteLevel" and not is_empty:
+        reason = f"post_processor 是 {json.dumps(after['type'])}：编码之后还要添 token"
+        raise UserError(path, reason, "这里的分词不添，请换一个模型。")
 
 
 def _read_without_tokenizer_json(folder: Path) -> dict:

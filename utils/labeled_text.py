@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ MIN_PER_LABEL = 10  # 每个标签至少这么多条，三部分才都有
 MAX_LABELS = 1000
 MAX_LABEL_CHARACTERS = 50
 SHOWN_CHARACTERS = 50
+# 自己看不见，却把前后连成一个字的：👨‍👩‍👧 里的连接符，黑旗后面说是哪里的旗的标记
+JOINERS = re.compile("(?<=[^\u200c\u200d])[\u200c\u200d](?=[^\u200c\u200d])|(?<=\U0001f3f4)[\U000e0020-\U000e007f]+")
 RECORD = '每行应是一个 {"label": …, "text": …}。'
 SWAPPED = "看看标签和文字两列是不是弄反了。"
 
@@ -57,7 +60,7 @@ def read_labeled_texts(path: Path, encoding: str = "utf-8") -> list[LabeledText]
         label, text = label.strip(), text.strip()
         if not label or not text:
             raise UserError(path, f"第 {number} 行的{'文字' if label else '标签'}是空的", "补上，或删去这一行。")
-        if not label.isprintable():
+        if not JOINERS.sub("", label).isprintable():
             raise UserError(path, f"第 {number} 行的标签里有换行之类看不见的字符：{label[:20]!r}", "去掉它们。")
         if len(label) > MAX_LABEL_CHARACTERS:
             raise UserError(path, f"第 {number} 行的标签有 {len(label):,} 字，最多 {MAX_LABEL_CHARACTERS} 字", SWAPPED)

@@ -15,6 +15,11 @@ from utils.errors import UserError, describe_os_error
 from utils.files import CHECK_PATH, READ_BYTES, check_input_file, read_input_file
 
 SAFETENSORS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+TOKENIZER_NAME, VOCABULARY_NAME = "tokenizer.json", "vocab.json"
+ADDED_TOKENS_NAME, TOKENIZER_SETTINGS_NAME = "added_tokens.json", "tokenizer_config.json"
+# 权重旁边的这些也要读，见 hugging_face_config.py 和 hugging_face_tokenizer.py
+COMPANIONS = (CONFIG_NAME, TOKENIZER_NAME, VOCABULARY_NAME, ADDED_TOKENS_NAME, TOKENIZER_SETTINGS_NAME)
 HUGGING_FACE_NAMES = (SAFETENSORS_NAME, "pytorch_model.bin")  # 文件夹里两个都有时用前一个
 INDEX_NAMES = tuple(f"{name}.index.json" for name in HUGGING_FACE_NAMES)  # 分成几个文件时的目录
 DOWNLOAD_AGAIN = "重新下载或导出，或换回完好的备份。"
@@ -37,6 +42,12 @@ def check_weights_file(path: Path, advice: str = "") -> Path:
     else:
         check_archive(path)
     return path
+
+
+def with_companions(path: Path) -> tuple[Path, ...]:
+    """权重文件 path 和旁边同它一起读的文件：都是输入，不能被输出覆盖。自己的 model.pth 只有它自己。"""
+    names = COMPANIONS if is_safetensors(path) or path.name in HUGGING_FACE_NAMES else ()
+    return path, *(other for name in names if (other := path.with_name(name)).exists())
 
 
 def find_weights_file(path: Path) -> Path:
