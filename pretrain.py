@@ -73,12 +73,12 @@ def train(
 
     program = TrainingProgram(args, settings, started)
     if source is None:
-        source = distributed.once_per_machine("scan", lambda: open_source(args.data_path, args.encoding))
+        source = distributed.once_per_machine(lambda: open_source(args.data_path, args.encoding))
     model, config = load_start(args, config)
     cfg = config.model
     program.agree_on(**cfg.to_dict(), 语料=f"{source.digest} {source.encoding}", 初始权重=fingerprint(args.init_from))
     tokenizer = distributed.from_main(choose_tokenizer(args, config))
-    corpus = distributed.in_turns("corpus", lambda: read_corpus(config, source, tokenizer))
+    corpus = distributed.in_turns(lambda: read_corpus(config, source, tokenizer))
     loaders = corpus.create_loaders(cfg.context_length, settings)
     if args.dry_run:
         dry_run.print_parameters(count_parameters(cfg))

@@ -19,7 +19,7 @@ import torch
 
 from model.config import ModelConfig
 from model.language_model import LanguageModel
-from utils import cli, distributed, processes, sharded_tensor
+from utils import cli, distributed, process_group, processes, sharded_tensor
 from utils.config_file import read_config
 from utils.console import say
 from utils.errors import UserError, run_program
@@ -55,7 +55,7 @@ def main() -> None:
 
 def measure(cfg: ModelConfig, until: str, accumulation_steps: int) -> None:
     keep_freed_memory()
-    distributed.start(CPU, patience=1800)
+    process_group.start(CPU, patience=1800)
     weights, size = 4 * cfg.num_parameters, processes.world_size()
     say(f"{cfg.num_parameters:,} 个参数，权重共 {gigabytes(weights)}，{size} 个进程")
     report("开始之前（torch 等）", 0)

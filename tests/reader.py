@@ -77,6 +77,8 @@ class Reader:
             self.run_python(command, *plain_words(command))
         elif name in ("srun", "sudo"):
             self.follow(replace(command, words=command.words[1:]))
+        elif name == "env":
+            self.follow(replace(command, words=command.words[2:]))
         elif name == "torchrun":
             options = get_args_parser().parse_args(list(command.words[1:]))
             self.run_python(command, options.training_script, *options.training_script_args)

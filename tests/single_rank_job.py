@@ -13,13 +13,13 @@ import torch
 
 from conftest import tiny_config
 from model.language_model import LanguageModel
-from utils import distributed, processes
+from utils import process_group, processes
 from utils.data_loader import EpochSampler, WindowDataset, create_dataloader
 from utils.device import choose_dtype
 from utils.fsdp import Sharded
+from utils.model_file import save_model
 from utils.parallel import OneProcess, Replicated
 from utils.settings import TrainingSettings
-from utils.streamed_state import save_streamed
 from utils.training_program import build_trainer
 
 
@@ -34,7 +34,9 @@ def train(parallel: OneProcess, settings: TrainingSettings, device: torch.device
     with parallel.writing_together(model), torch.no_grad():
         model.eval().next_logits(torch.tensor([[1, 2, 3]], device=device))
     if parallel.mode == "fsdp":
-        save_streamed(Path("fsdp.pth"), model.plain_state_dict())
+        model.tokenizer_state = {"type": "gpt2"}
+        save_model(Path("fsdp.pth"), model)
+        assert torch.load("fsdp.pth", weights_only=True).keys() == model.state_dict().keys()
     return losses
 
 
@@ -42,7 +44,7 @@ def main() -> None:
     device, dtype = torch.device(sys.argv[1]), sys.argv[2]
     if processes.world_size() != 1:
         raise SystemExit("只用一个进程")
-    distributed.start(device, patience=60)
+    process_group.start(device, patience=60)
     settings = TrainingSettings(batch_size=3, accumulation_steps=2, learning_rate=0.01)
     dtype = choose_dtype(dtype, device)
     kinds = {"one": OneProcess, "ddp": Replicated, "fsdp": partial(Sharded, dtype)}

@@ -12,7 +12,7 @@ import torch
 
 from conftest import timeless_report, tiny_config
 from model.language_model import LanguageModel
-from utils.budget import Budget
+from utils.budget import ENDLESS, Budget
 from utils.data_loader import EpochSampler, WindowDataset, create_dataloader
 from utils.device import autocast
 from utils.errors import Terminated
@@ -89,9 +89,8 @@ def start_run(
     trainer: Trainer, model_path: Path, dtype: torch.dtype = torch.float32, data: str = "数据"
 ) -> TrainingRun:
     settings = trainer.settings
-    total_steps = min(settings.epochs * trainer.steps_per_epoch, settings.max_steps or 10**9)
     identity = RunIdentity.of(trainer.model, data, settings, dtype, {})
-    return TrainingRun(trainer, Budget(total_steps), model_path, identity)
+    return TrainingRun(trainer, Budget(settings.epochs, settings.max_steps or ENDLESS), model_path, identity)
 
 
 @contextlib.contextmanager

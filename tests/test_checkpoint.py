@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from utils.checkpoint_files import checkpoint_folder, list_checkpoints, step_of
 from utils.errors import UserError
 from utils.model_file import save_state
 from utils.settings import TrainingSettings
+from utils.train_utils import Evaluation
 
 SETTINGS = TrainingSettings(batch_size=4, eval_freq=100, epochs=1, save_every=1, save_minutes=1.0)
 
@@ -56,7 +58,7 @@ def test_two_newest_and_the_best_are_kept(tmp_path):
     records = []
     for step, loss in losses.items():
         trainer.step = step
-        records.append({"step": step, "validate_loss": loss})
+        records.append(asdict(Evaluation(1, step, 0, 0.0, 0.1, 5.0, loss)))
         checkpoints.save({**trainer.state(), "records": records})
     assert [step_of(path) for path in list_checkpoints(tmp_path / "ckpt")] == [20, 40, 50]
 

@@ -65,16 +65,16 @@ def test_restart_of_several_machines_resumes_by_itself(jobs, tmp_path):
 
 
 def test_process_that_hangs_is_named_and_ends_the_job(jobs):
-    hung = job("hung", "--parallel", "fsdp", "--patience", "2", fault=["hang", 5, 1], as_program=True)
-    result = jobs.run(2, [hung])
+    hung = job("hung", "--parallel", "fsdp", "--patience", "5", fault=["hang", 5, 1], as_program=True)
+    result = jobs.run(2, [hung], "--shutdown_timeout", "1")
     named = errors_of(result)
     assert result.returncode != 0 and len(named) == 1
-    assert named[0].startswith("错误：进程 1（") and "停在" in named[0]
+    assert named[0].startswith("错误：进程 1（") and "没有消息了" in named[0]
 
 
 DIES_WHILE_OTHERS_WAIT = """
 import os, signal, torch
-from utils import distributed, processes
+from utils import distributed, process_group, processes
 from utils.errors import run_program
 
 def make():
@@ -82,8 +82,8 @@ def make():
         os.kill(os.getpid(), signal.SIGKILL)
 
 def main():
-    distributed.start(torch.device("cpu"), patience=2)
-    distributed.in_turns("corpus", make)
+    process_group.start(torch.device("cpu"), patience=30)
+    distributed.in_turns(make)
 
 run_program(main)
 """
@@ -98,7 +98,7 @@ def test_process_killed_while_the_others_wait_without_limit_is_named(tmp_path):
 def test_process_killed_while_the_others_wait_is_named_under_torchrun_too(tmp_path):
     """torchrun 马上给其余的发信号；它们离开之前说出是谁。"""
     (tmp_path / "job.py").write_text(DIES_WHILE_OTHERS_WAIT, encoding="utf-8")
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "job.py"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3", "job.py"]
     env = {**rank_environment(0, 1, 1), "RANK": ""}
     result = subprocess.run(
         [sys.executable, *command], cwd=tmp_path, env=env, capture_output=True, encoding="utf-8", timeout=120

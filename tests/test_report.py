@@ -85,33 +85,33 @@ def plan_of(capsys, budget: Budget, **settings) -> list[str]:
 
 def test_plan_tells_steps_epochs_speed_and_time(capsys):
     # 1,440 个 token 是 89 个窗口，每批 4 个，一轮 23 步；每步 64 个 token
-    lines = plan_of(capsys, Budget(46, seconds_per_step=0.5))
+    lines = plan_of(capsys, Budget(max_steps=46, seconds_per_step=0.5))
     # 评估看 9 + 9 个样本，前向每个 0.5 / 4 / 3 秒，即一次 0.75 秒，共 2 + 4 次
     assert lines == ["训练：2 轮共 46 步，每步 0.5 秒（128 token/s），预计 28 秒"]
 
 
 def test_plan_of_no_time_at_all(capsys):
-    (line,) = plan_of(capsys, Budget(1, seconds_per_step=0.01))
+    (line,) = plan_of(capsys, Budget(max_steps=1, seconds_per_step=0.01))
     assert line.endswith("，预计不到 1 秒")
 
 
 def test_plan_counts_accumulated_batches(capsys):
-    (line,) = plan_of(capsys, Budget(12, seconds_per_step=1.0), accumulation_steps=2)
+    (line,) = plan_of(capsys, Budget(max_steps=12, seconds_per_step=1.0), accumulation_steps=2)
     assert line.startswith("训练：1 轮共 12 步，每步 1 秒（128 token/s）")
 
 
 def test_plan_says_when_the_time_limit_comes_first(capsys):
-    (line,) = plan_of(capsys, Budget(4610, seconds_per_step=0.5), max_minutes=2.0)
+    (line,) = plan_of(capsys, Budget(max_steps=4610, seconds_per_step=0.5), max_minutes=2.0)
     assert line.endswith("，2 分 0 秒后停止（跑完要 44 分 12 秒）")  # 2305 + 463 × 0.75 秒
-    (line,) = plan_of(capsys, Budget(46, seconds_per_step=0.5), max_minutes=2.0)
+    (line,) = plan_of(capsys, Budget(max_steps=46, seconds_per_step=0.5), max_minutes=2.0)
     assert line.endswith("，预计 28 秒")
 
 
 def test_warmup_as_long_as_the_training_is_hinted(capsys):
     for budget, warmup_steps, steps in (
-        (Budget(46, seconds_per_step=0.1), 45, None),
-        (Budget(46, seconds_per_step=0.1), 46, 46),
-        (Budget(46, max_seconds=2.0, seconds_per_step=0.1), 20, 20),
+        (Budget(max_steps=46, seconds_per_step=0.1), 45, None),
+        (Budget(max_steps=46, seconds_per_step=0.1), 46, 46),
+        (Budget(max_steps=46, max_seconds=2.0, seconds_per_step=0.1), 20, 20),
     ):
         report.print_plan(make_trainer(corpus_of(), warmup_steps=warmup_steps), budget)
         hint = f"提示：--warmup_steps {warmup_steps} 不少于要走的 {steps} 步，学习率升不到最大\n"
@@ -119,11 +119,11 @@ def test_warmup_as_long_as_the_training_is_hinted(capsys):
 
 
 def test_only_a_long_plan_recommends_the_small_configuration(capsys):
-    lines = plan_of(capsys, Budget(100_000, seconds_per_step=1.0))
+    lines = plan_of(capsys, Budget(max_steps=100_000, seconds_per_step=1.0))
     assert lines[1] == f"想几分钟就看到结果，可以换小模型（如 {report.QUICK_CONFIG} 的），或用 --max_minutes 限定时间"
     assert Path(report.__file__).parent.parent.joinpath(report.QUICK_CONFIG).exists()
-    assert len(plan_of(capsys, Budget(100_000, seconds_per_step=1.0), max_minutes=59.0)) == 1
-    assert len(plan_of(capsys, Budget(3000, seconds_per_step=1.0))) == 1
+    assert len(plan_of(capsys, Budget(max_steps=100_000, seconds_per_step=1.0), max_minutes=59.0)) == 1
+    assert len(plan_of(capsys, Budget(max_steps=3000, seconds_per_step=1.0))) == 1
 
 
 @pytest.mark.parametrize(("keep", "name", "which"), [("best", "Best", "验证损失最低的"), ("last", "Last", "最后的")])
@@ -151,8 +151,8 @@ def test_best_line_converts_nats_per_token_by_hand(tmp_path, capsys, keep, name,
 
 
 def test_partial_evaluation_is_replaced_by_the_whole_validation_part(tmp_path, capsys):
-    corpus = corpus_of()
-    trainer = make_trainer(corpus, batch_size=1, eval_iter=2)  # 每次只看 2 个，验证部分有 9 个窗口
+    corpus = corpus_of(TEXT * 3)
+    trainer = make_trainer(corpus, batch_size=1, eval_iter=1)  # 每次只看 16 个，验证部分有 29 个窗口
     whole = calc_loss_loader(trainer.model, trainer.validate_loader)
     line = result_lines(trainer, corpus, Kept(0, 123.0), RunFiles(tmp_path / "m.pth"), capsys)[0]
     expected = f"{whole:.3f} (Step 000000), {2 * whole:.3f} nats/char, {whole / math.log(2):.3f} bits/byte"
@@ -167,7 +167,7 @@ def test_weights_saved_by_an_interruption_are_evaluated_at_the_end(tmp_path, cap
 
 
 def test_result_speaks_of_the_saved_weights_not_of_those_in_memory(tmp_path, capsys):
-    corpus = corpus_of()
+    corpus = corpus_of(TEXT * 3)
     trainer, files = make_trainer(corpus, eval_iter=1, batch_size=2), RunFiles(tmp_path / "m.pth")
     files.save_model(trainer, 1.0)
     best = {name: value.clone() for name, value in trainer.model.named_parameters()}

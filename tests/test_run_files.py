@@ -63,8 +63,8 @@ def test_continued_run_remembers_what_the_model_file_holds(tmp_path):
     trainer.step = 5
     files.save_model(trainer, 4.5)
     again = RunFiles(files.model)
-    again.continue_run([RECORD])
-    assert again.kept == Kept(5, 4.5) and again.records == [RECORD]
+    again.continue_run([RECORD], 7)
+    assert again.kept == Kept(5, 4.5, trainer.measured_on) and again.records == [RECORD]
 
 
 @pytest.mark.parametrize("content", [None, b"broken"])
@@ -72,7 +72,7 @@ def test_model_that_cannot_be_read_counts_as_not_written_yet(tmp_path, content):
     files = RunFiles(tmp_path / "m.pth")
     if content:
         files.model.write_bytes(content)
-    files.continue_run([RECORD])
+    files.continue_run([RECORD], 7)
     assert files.kept is None
 
 
@@ -83,7 +83,7 @@ def test_model_of_the_training_before_is_not_taken_for_our_own(tmp_path):
     before = old.model.read_bytes()
     RunFiles(old.model).back_up_old_results()
     again = RunFiles(old.model)
-    again.continue_run([RECORD])
+    again.continue_run([RECORD], 7)
     assert again.kept is None
     again.save_model(make_trainer(), 9.0)
     assert (tmp_path / "m.pth.bak").read_bytes() == before

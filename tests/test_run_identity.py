@@ -81,7 +81,7 @@ def test_other_settings_are_only_mentioned():
     (note,) = compare(identity(TrainingSettings(max_steps=20)))
     assert "max_steps 由 未指定 改为 20" in note
     assert compare(identity(TrainingSettings(stride=16))) == []  # 本来就是上下文长度
-    assert compare(identity(TrainingSettings(save_minutes=1.0, keep="last", sample_prompt="师父"))) == []
+    assert compare(identity(TrainingSettings(save_minutes=1.0, save_every=3, sample_prompt="师父"))) == []
 
 
 def test_other_machine_says_that_bits_may_differ():

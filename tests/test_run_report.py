@@ -51,7 +51,7 @@ class Tags(HTMLParser):
 
 
 def run_with_report(tmp_path, steps: int = 6, story: RunStory | None = None, **settings) -> TrainingRun:
-    run = start(make_trainer(**settings), tmp_path / "m.pth", Budget(steps, seconds_per_step=0.01))
+    run = start(make_trainer(**settings), tmp_path / "m.pth", Budget(max_steps=steps, seconds_per_step=0.01))
     run.report.story = story or run.report.story
     run.run()
     return run
@@ -277,7 +277,7 @@ def test_samples_are_spread_over_the_run_within_their_budget(tmp_path, monkeypat
         return [Sample("悟空", f"第 {trainer.step} 步写的")]
 
     trainer._train_step = slow_step
-    run = start(trainer, tmp_path / "m.pth", Budget(100, seconds_per_step=1.0))
+    run = start(trainer, tmp_path / "m.pth", Budget(max_steps=100, seconds_per_step=1.0))
     run.report.story = RunStory("训练", {}, write, sample_tokens=1)
     run.run()
     assert (calls[0], calls[-1]) == (0, 100) and calls[1] <= 25 and 5 <= len(calls) <= 6  # 最后一次不计
@@ -346,7 +346,7 @@ def test_writing_obeys_its_budget_but_the_last_page_is_always_written(tmp_path, 
 
 
 def resume(tmp_path, trainer) -> TrainingRun:
-    run = start(trainer, tmp_path / "m.pth", Budget(8))
+    run = start(trainer, tmp_path / "m.pth", Budget(max_steps=8))
     run.prepare(is_resuming=True)
     run.run()
     return run
@@ -362,7 +362,7 @@ def test_interrupted_and_resumed_report_equals_the_uninterrupted_one(tmp_path, m
     before_step(trainer, step, lambda: signal.raise_signal(signal.SIGTERM))
     monkeypatch.setattr(sys, "argv", ["pretrain.py"])
     with pytest.raises(Terminated):
-        start(trainer, tmp_path / "m.pth", Budget(8)).run()
+        start(trainer, tmp_path / "m.pth", Budget(max_steps=8)).run()
     assert f"在第 {step} 步中断" in page_of(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pretrain.py", "--resume"])
     torch.manual_seed(1)
@@ -376,8 +376,8 @@ def test_checkpoint_of_an_earlier_version_is_continued(tmp_path):
     trainer = make_trainer()
     before_step(trainer, 3, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Terminated):
-        start(trainer, tmp_path / "m.pth", Budget(8)).run()
-    run = start(make_trainer(), tmp_path / "m.pth", Budget(8))
+        start(trainer, tmp_path / "m.pth", Budget(max_steps=8)).run()
+    run = start(make_trainer(), tmp_path / "m.pth", Budget(max_steps=8))
     load = run.checkpoints.load_newest
     run.checkpoints.load_newest = lambda: (load()[0], {**load()[1], "history": RunHistory()})
     run.prepare(is_resuming=True)
@@ -439,7 +439,7 @@ def spoiled_run(tmp_path) -> TrainingRun:
             trainer.model.tok_emb.weight.fill_(torch.nan)
 
     after_step(trainer, 3, spoil)
-    return start(trainer, tmp_path / "m.pth", Budget(8))
+    return start(trainer, tmp_path / "m.pth", Budget(max_steps=8))
 
 
 def test_report_tells_why_the_training_stopped(tmp_path):

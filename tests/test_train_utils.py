@@ -12,6 +12,7 @@ from utils.budget import Budget
 from utils.cross_entropy import IGNORE_INDEX
 from utils.data_loader import EpochSampler, WindowDataset, create_dataloader
 from utils.errors import RunError
+from utils.evaluation_set import evaluation_loader
 from utils.optimizers import build_optimizers
 from utils.settings import TrainingSettings
 from utils.train_utils import (
@@ -21,7 +22,6 @@ from utils.train_utils import (
     calc_loss_loader,
     evaluate_model,
     evaluating,
-    evaluation_loader,
 )
 
 SETTINGS = TrainingSettings(batch_size=4, learning_rate=0.003, eval_freq=5, warmup_steps=2)
@@ -49,7 +49,7 @@ def record_losses(trainer: Trainer) -> list[float]:
 def run(trainer: Trainer, total_steps: int):
     torch.manual_seed(1)
     losses = record_losses(trainer)
-    records = list(trainer.run(Budget(total_steps)))
+    records = list(trainer.run(Budget(max_steps=total_steps)))
     return losses, records
 
 
@@ -188,7 +188,7 @@ def test_stop_request_ends_before_the_next_step():
     trainer = make_trainer()
     trainer.on_step = lambda loss, progress: setattr(trainer, "stop_requested", trainer.step == 4)
     with pytest.raises(Interrupted):
-        list(trainer.run(Budget(100)))
+        list(trainer.run(Budget(max_steps=100)))
     assert trainer.step == 4
 
 
@@ -210,7 +210,7 @@ def test_stop_is_asked_for_before_every_evaluation_batch():
     trainer = make_trainer()
     asked = []
     trainer.check_stop = lambda: asked.append(None)
-    trainer.evaluate(Budget(1))
+    trainer.evaluate(Budget(max_steps=1))
     assert len(asked) == len(trainer.train_sample) + len(trainer.validate_sample) > 2
 
 
@@ -225,7 +225,7 @@ def test_deadline_ends_training_and_shapes_the_schedule(monkeypatch):
         factors.append(trainer.learning_rate / trainer.settings.learning_rate)
 
     trainer.on_step = tick
-    list(trainer.run(Budget(10_000, max_seconds=20.0)))
+    list(trainer.run(Budget(max_steps=10_000, max_seconds=20.0)))
     assert trainer.step == 20
     assert factors[10] == pytest.approx(0.5) and factors[19] == pytest.approx(0.05)
 

@@ -112,7 +112,7 @@ def test_best_or_last_weights_are_kept(tmp_path, capsys, keep, expected):
     trainer, files = make_trainer(keep=keep), RunFiles(tmp_path / "m.pth")
     set_validate_losses(trainer, LOSSES)
     seen = weights_at(trainer, 2, 4, 6)
-    kept = run_training(trainer, Budget(6), files)
+    kept = run_training(trainer, Budget(max_steps=6), files)
     assert kept.step == expected and kept.validate_loss == LOSSES[expected]
     assert torch.equal(saved_weights(files)["tok_emb.weight"], seen[expected])
     lines = capsys.readouterr().out.splitlines()
@@ -123,7 +123,7 @@ def test_best_or_last_weights_are_kept(tmp_path, capsys, keep, expected):
 def test_equally_good_later_weights_do_not_replace_the_first(tmp_path):
     trainer = make_trainer()
     set_validate_losses(trainer, {0: 9.0, 2: 3.0, 4: 3.0})
-    assert run_training(trainer, Budget(4), RunFiles(tmp_path / "m.pth")).step == 2
+    assert run_training(trainer, Budget(max_steps=4), RunFiles(tmp_path / "m.pth")).step == 2
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -132,7 +132,7 @@ def test_evaluation_that_is_not_finite_ends_the_run_and_keeps_the_last_good_weig
     set_validate_losses(trainer, {0: 9.0, 2: 3.0, 4: bad})
     seen = weights_at(trainer, 2)
     with pytest.raises(RunError, match="第 4 步：训练损失为 5.0，验证损失为 (nan|inf)。这一步没有保存"):
-        run_training(trainer, Budget(6), files)
+        run_training(trainer, Budget(max_steps=6), files)
     assert torch.equal(saved_weights(files)["tok_emb.weight"], seen[2])
     assert [record.step for record in files.records] == [0, 2]
 
@@ -152,7 +152,7 @@ def test_lower_learning_rate_that_is_advised_would_do(tmp_path, settings, flags)
     trainer, files = make_trainer(**settings), RunFiles(tmp_path / "m.pth")
     set_validate_losses(trainer, {0: math.nan})
     with pytest.raises(RunError, match=f"减小学习率再试，如 {re.escape(flags)}。"):
-        run_training(trainer, Budget(6), files)
+        run_training(trainer, Budget(max_steps=6), files)
 
 
 def test_either_loss_must_be_finite():
@@ -169,7 +169,7 @@ def test_first_signal_stops_after_the_step_and_saves(tmp_path, capsys, signum, e
     trainer, files = make_trainer(eval_freq=100), RunFiles(tmp_path / "m.pth")
     before_step(trainer, 3, lambda: signal.raise_signal(signum))
     with pytest.raises(error):
-        run_training(trainer, Budget(1000), files)
+        run_training(trainer, Budget(max_steps=1000), files)
     assert trainer.step == 3  # 这一步走完了，没有开始下一步
     assert torch.equal(saved_weights(files)["tok_emb.weight"], trainer.model.tok_emb.weight)
     hints = capsys.readouterr().err.splitlines()
@@ -182,7 +182,7 @@ def test_first_signal_is_answered_at_once_in_a_terminal(tmp_path, capsys, monkey
     before_step(trainer, 3, lambda: signal.raise_signal(signal.SIGINT))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with pytest.raises(KeyboardInterrupt):
-        run_training(trainer, Budget(1000), RunFiles(tmp_path / "m.pth"))
+        run_training(trainer, Budget(max_steps=1000), RunFiles(tmp_path / "m.pth"))
     assert "算完这一批就停；再按一次立刻离开。" in capsys.readouterr().err
 
 
@@ -193,7 +193,7 @@ def test_interrupted_run_leaves_what_keep_asks_for(tmp_path, capsys, keep, expec
     seen = weights_at(trainer, 2, 5)
     before_step(trainer, 5, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        run_training(trainer, Budget(1000), files)
+        run_training(trainer, Budget(max_steps=1000), files)
     assert torch.equal(saved_weights(files)["tok_emb.weight"], seen[expected])
     assert f"里是第 {expected} 步的权重" in capsys.readouterr().err
 
@@ -205,7 +205,7 @@ def test_second_signal_leaves_at_once_without_saving(tmp_path, signum, error):
     trainer, files = make_trainer(eval_freq=100), RunFiles(tmp_path / "m.pth")
     before_step(trainer, 3, lambda: (signal.raise_signal(signum), signal.raise_signal(signum)))
     with pytest.raises(error):
-        run_training(trainer, Budget(1000), files)
+        run_training(trainer, Budget(max_steps=1000), files)
     assert trainer.step == 2  # 第三步没有走完
     assert not files.model.exists() and not files.curve.exists()
 
@@ -222,7 +222,7 @@ def test_weights_that_are_nan_are_not_saved_on_interruption(tmp_path, capsys):
 
     after_step(trainer, 3, spoil)
     with pytest.raises(KeyboardInterrupt):
-        run_training(trainer, Budget(1000), files)
+        run_training(trainer, Budget(max_steps=1000), files)
     assert trainer.step == 3 and not is_finite(trainer.model)
     assert torch.equal(saved_weights(files)["tok_emb.weight"], seen[2])
     assert "已在第 3 步停止" in (text := capsys.readouterr().err) and "里是第 2 步的权重" in text
@@ -239,7 +239,7 @@ def test_nan_before_anything_was_saved_leaves_no_model(tmp_path, capsys):
 
     after_step(trainer, 1, spoil)
     with pytest.raises(KeyboardInterrupt):
-        run_training(trainer, Budget(1000), files)
+        run_training(trainer, Budget(max_steps=1000), files)
     assert files.model.read_bytes() == b"old"
     assert "还没有可保存的权重" in capsys.readouterr().err
 
@@ -255,7 +255,7 @@ def test_signal_handlers_are_restored():
 
 
 def test_nothing_is_drawn_when_stderr_is_not_a_terminal(tmp_path, capsys):
-    run_training(make_trainer(), Budget(6), RunFiles(tmp_path / "m.pth"))
+    run_training(make_trainer(), Budget(max_steps=6), RunFiles(tmp_path / "m.pth"))
     assert capsys.readouterr().err == ""
 
 
@@ -286,7 +286,7 @@ def test_progress_bar_fits_eighty_columns_and_shows_everything(monkeypatch):
     trainer = make_trainer()
     with os.fdopen(slave, "w", encoding="utf-8") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        bar = ProgressBar(trainer, Budget(1000))
+        bar = ProgressBar(trainer, Budget(max_steps=1000))
         now[0] += 10.0
         trainer.step, trainer.tokens = 250, 50_000
         bar.update(4.5678, 0.25)
@@ -324,7 +324,7 @@ def clock(monkeypatch) -> list[float]:
 
 def saved_steps(trainer: Trainer, tmp_path, clock, seconds_per_step: float, saving: float = 0.0) -> list[int]:
     """训练二十步（每轮五步），每步、每次存检查点各要这么多秒；返回在哪几步存的。"""
-    run, steps = start(trainer, tmp_path / "m.pth", Budget(20)), []
+    run, steps = start(trainer, tmp_path / "m.pth", Budget(max_steps=20)), []
     on_step, save = trainer._train_step, run.checkpoints.save
 
     def slow_step(batches, progress):
@@ -374,12 +374,12 @@ def test_minutes_used_before_an_interruption_count(tmp_path, clock):
     first = make_trainer(eval_freq=1000)
     after_step(first, 7, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Terminated):
-        run_minutes(first, Budget(10**6, max_seconds=20.0), False)
+        run_minutes(first, Budget(max_steps=10**6, max_seconds=20.0), False)
     clock[0] += 10**6  # 睡了很久
     second = make_trainer(eval_freq=1000)
     factors = []
     second.optimizers[0].register_step_pre_hook(lambda *_: factors.append(second.learning_rate))
-    run_minutes(second, Budget(10**6, max_seconds=20.0), True)
+    run_minutes(second, Budget(max_steps=10**6, max_seconds=20.0), True)
     assert second.step == 20  # 一共二十秒
     assert factors[0] == pytest.approx(second.settings.learning_rate * (1 - 7 / 20))
 
@@ -387,7 +387,7 @@ def test_minutes_used_before_an_interruption_count(tmp_path, clock):
 def test_finished_run_is_not_trained_further_by_resuming(tmp_path, clock):
     def run(seconds: float, **settings) -> Trainer:
         trainer = make_trainer(eval_freq=1000, **settings)
-        run = start(trainer, tmp_path / "m.pth", Budget(10, max_seconds=seconds))
+        run = start(trainer, tmp_path / "m.pth", Budget(max_steps=10, max_seconds=seconds))
         run.prepare(is_resuming=(tmp_path / "m.pth").exists())
         run.run()
         return trainer
@@ -411,7 +411,7 @@ def test_echo_of_a_signal_is_not_a_second_one(clock, monkeypatch):
 
 
 def test_signal_during_the_last_save_still_counts(tmp_path, capsys):
-    run = start(make_trainer(eval_freq=100), tmp_path / "m.pth", Budget(3))
+    run = start(make_trainer(eval_freq=100), tmp_path / "m.pth", Budget(max_steps=3))
     save = run.checkpoints.save
     run.checkpoints.save = lambda state: (signal.raise_signal(signal.SIGTERM), save(state))
     with pytest.raises(Terminated):
@@ -420,7 +420,7 @@ def test_signal_during_the_last_save_still_counts(tmp_path, capsys):
 
 
 def test_failing_log_does_not_lose_the_state(tmp_path):
-    run = start(make_trainer(eval_freq=2), tmp_path / "m.pth", Budget(9))
+    run = start(make_trainer(eval_freq=2), tmp_path / "m.pth", Budget(max_steps=9))
     add_record = run.files.add_record
 
     def fail(record):

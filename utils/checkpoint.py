@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -13,9 +12,10 @@ from pathlib import Path
 import torch
 
 from utils.archive import RESTORE, check_archive
-from utils.checkpoint_files import FROM_SCRATCH, NAME, list_checkpoints, size_of, step_of
+from utils.checkpoint_files import FROM_SCRATCH, NAME, list_checkpoints, remove_checkpoint, size_of, step_of
 from utils.console import hint
 from utils.errors import RunError, UserError, describe_os_error
+from utils.evaluation_set import comparable
 from utils.files import TEMPORARY_SUFFIX, keep_backup, megabytes, remove_leftovers, sync_folder
 from utils.model_file import check_tensors, load_state, load_weights, model_file_of, save_state, tokenizer_of
 from utils.parallel import MODES
@@ -25,9 +25,9 @@ from utils.run_identity import RunIdentity
 from utils.train_utils import PROGRESS, Evaluation, Trainer
 
 FORMAT = 1  # 检查点里的东西变了就加一
+MEASURED_ON = "measured_on"  # Evaluation 里唯一不是数的一项
 NUM_NEWEST = 2
 MAX_FILES = NUM_NEWEST + 2  # 最近的、最好的，和正在写的
-REMOVED = "removed_"  # 正在删的文件夹，与正在写的一样是八个字符
 TEMPORARY_FOLDER = re.compile(rf"\.(?:{NAME.pattern})\.[a-z0-9_]{{8}}{re.escape(TEMPORARY_SUFFIX)}")
 
 
@@ -87,9 +87,11 @@ class Checkpoints:
         """只留最近的 NUM_NEWEST 个和验证损失最低的一个；坏了的不动。"""
         paths = [path for path in list_checkpoints(self.folder) if path not in self._damaged]
 
+        measured = comparable([Evaluation(**record) for record in records])
+
         def loss(path: Path) -> float:
-            """不晚于它的最后一次评估。"""
-            return [record["validate_loss"] for record in records if record["step"] <= step_of(path)][-1]
+            """不晚于它的最后一次评估；在现在的样本上没有量过的算最差。"""
+            return [math.inf, *(record.validate_loss for record in measured if record.step <= step_of(path))][-1]
 
         for path in set(paths) - set(paths[-NUM_NEWEST:]) - {min(paths, key=loss)}:
             with contextlib.suppress(OSError):  # 删不掉的旧检查点留着也无害
@@ -128,16 +130,6 @@ def load_progress(trainer: Trainer, path: Path, state: dict) -> None:
         raise UserError(path, "里面的训练状态与现在的模型不符", FROM_SCRATCH) from None
 
 
-def remove_checkpoint(path: Path) -> None:
-    """删去一个检查点；文件夹先改名，删到一半断电也不会被当作检查点。"""
-    if path.is_dir():
-        hidden = path.with_name(f".{path.name}.{REMOVED}{TEMPORARY_SUFFIX}")
-        os.replace(path, hidden)
-        shutil.rmtree(hidden)
-    else:
-        path.unlink()
-
-
 def recorded_tokenizer(folder: Path) -> dict:
     """检查点里的分词器；数据改过之后还要用原来的词表。"""
     return tokenizer_of(Checkpoints(folder).load_newest()[1]["model"], None).state()
@@ -157,7 +149,7 @@ def read_checkpoint(path: Path) -> dict:
 
 def _load(path: Path) -> dict:
     if path.is_dir():  # FSDP 存的
-        from utils.fsdp_checkpoint import read_whole
+        from utils.sharded_checkpoint import read_whole
 
         return read_whole(path)
     check_archive(path, "检查点")
@@ -196,6 +188,7 @@ def _check_structure(state: dict) -> None:
         and run.keys() == {item.name for item in fields(RunIdentity)}
         and all(isinstance(run[name], dict) for name in ("config", "settings", "environment"))
         and _are_random_states(state["random"])
+        and (state.get("epoch_size") is None or type(state["epoch_size"]) is int and state["epoch_size"] > 0)
         and (state.get("processes") is None or _are_processes(**state["processes"]))
         and len(state["records"]) > 0
         and type(state.get("eval_samples", 1)) is int  # 早期的检查点没有
@@ -229,6 +222,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_record(record: dict) -> bool:
-    """是不是一次评估；分类以外的准确率是 None。"""
-    values = {name: value for name, value in record.items() if value is not None}
-    return record.keys() == {item.name for item in fields(Evaluation)} and all(map(_is_number, values.values()))
+    """是不是一次评估；分类以外的准确率是 None，早期的检查点没有记下是在哪一组样本上量的。"""
+    numbers = [value for name, value in record.items() if value is not None and name != MEASURED_ON]
+    has_all = record.keys() | {MEASURED_ON} == {item.name for item in fields(Evaluation)}
+    return has_all and isinstance(record.get(MEASURED_ON, ""), str) and all(map(_is_number, numbers))

@@ -3,14 +3,17 @@
 import argparse
 import os
 import re
+import shutil
 from pathlib import Path
 
 import psutil
 
 from utils import processes
 from utils.errors import UserError
+from utils.files import TEMPORARY_SUFFIX
 
 NAME = re.compile(r"step-(\d{8,})\.ckpt")
+REMOVED = "removed_"  # 正在删的文件夹，与正在写的一样是八个字符
 FROM_SCRATCH = "去掉 --resume 从头训练。"
 
 
@@ -32,6 +35,16 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """文件夹里的全部检查点，由旧到新；别的文件不算。"""
     names = folder.iterdir() if folder.is_dir() else ()
     return sorted((path for path in names if NAME.fullmatch(path.name)), key=step_of)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """删去一个检查点；文件夹先改名，删到一半断电也不会被当作检查点。"""
+    if path.is_dir():
+        hidden = path.with_name(f".{path.name}.{REMOVED}{TEMPORARY_SUFFIX}")
+        os.replace(path, hidden)
+        shutil.rmtree(hidden)
+    else:
+        path.unlink()
 
 
 def resume_after_restart(args: argparse.Namespace, model_path: Path) -> None:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from utils.checkpoint_files import checkpoint_folder, list_checkpoints
 from utils.errors import RunError, Terminated, UserError
+from utils.evaluation_set import EVAL_BATCH
 from utils.file_lock import output_lock
 from utils.files import write_atomically
 from utils.memory import peak_bytes
@@ -76,7 +77,7 @@ class Plan:
         windows = min(self.num_windows, max(1, windows))
         evaluation = {
             "eval_freq": max(1, math.ceil(steps / EVALUATIONS)),
-            "eval_iter": max(1, round(windows / settings.batch_size)),
+            "eval_iter": max(1, round(windows / EVAL_BATCH)),
         }
         limits = {"epochs": ENDLESS, "max_steps": self.max_steps, "max_minutes": budget.minutes}
         return {**self.variation.values["training"], **evaluation, **limits, "seed": seed}

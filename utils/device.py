@@ -30,11 +30,11 @@ def _own_gpu() -> torch.device:
     """几个进程一起训练时，每个用一块显卡；不够分就抛出 UserError。"""
     if not processes.is_launched():
         return torch.device("cuda")
-    index, count = processes.local_rank(), torch.cuda.device_count()
-    if index >= count:
-        reason = f"这台机器有 {count} 块显卡，却启动了 {processes.num_on_this_machine()} 个进程"
+    count, needed = torch.cuda.device_count(), processes.num_on_this_machine()
+    if needed > count:
+        reason = f"这台机器有 {count} 块显卡，却启动了 {needed} 个进程"
         raise UserError("--nproc_per_node", reason, f"改成 {count}，或用 --device cpu。")
-    device = torch.device("cuda", index)
+    device = torch.device("cuda", processes.local_rank())
     torch.cuda.set_device(device)
     return device
 

@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from utils import processes
 
 EXIT_FAILED = 1  # 运行中失败：磁盘、内存、设备、数值
 EXIT_USER_INPUT = 2  # 用户的输入有误：参数、配置、数据、模型文件
+TURN_SECONDS = 3.0  # 先走的一走，torchrun 就给其余的发信号
 EXIT_SIGNAL = 128  # 再加上信号的编号：130 是 SIGINT，143 是 SIGTERM，129 是 SIGHUP
 
 
@@ -90,6 +92,14 @@ def ignore_stop_signals() -> None:
         signal.signal(signum, signal.SIG_IGN)
 
 
+_leaving: list[Callable[[BaseException | None, int, str], None]] = []
+
+
+def on_leaving(callback: Callable[[BaseException | None, int, str], None]) -> None:
+    """登记：run_program 结束之前调用 callback(错误, 退出码, 要说的话)。它可以自己说、自己结束，不返回。"""
+    _leaving.append(callback)
+
+
 def run_program(main: Callable[[], None]) -> None:
     """运行 main 并以约定的退出码结束：0 完成，1 运行失败，2 输入有误，129/130/143 信号。"""
     for signum in stop_signals():
@@ -99,95 +109,51 @@ def run_program(main: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    try:
-        code = _exit_code_of(main)
-    except Exception:
-        if processes.world_size() == 1:
-            raise
-        traceback.print_exc()  # 自己打印：还要告诉别的进程，再一起离开
-        code = EXIT_FAILED
+    error = _failure_of(main)
+    code, text = _describe(error)
     try:
         _flush_stdout()
     except OSError:
         discard_stdout()
-    if processes.world_size() > 1:
-        _leave_together(code)
+    for callback in _leaving:
+        callback(error, code, text)
+    if code == EXIT_USER_INPUT and processes.local_rank():
+        # 还没有连成一组时，一台机器上的各个进程做同样的事，错误也相同：由第一个来说，别的等它说完才走
+        ignore_stop_signals()
+        time.sleep(TURN_SECONDS)
+    elif text:
+        print(text, file=sys.stderr)
     sys.exit(code)
 
 
-def _leave_together(code: int) -> None:
-    """从几个进程的训练里离开：说一声再走；连接不必一条条地关，断了的会让解释器退不出去。"""
-    ignore_stop_signals()
-    if "torch" in sys.modules:
-        from utils import peers
-
-        peers.leave(code)
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def _exit_code_of(main: Callable[[], None]) -> int:
+def _failure_of(main: Callable[[], None]) -> BaseException | None:
     try:
         with contextlib.suppress(SystemExit):  # --help 打印完就这样结束
             main()
         _flush_stdout()
-        return 0
-    except UserError as error:
-        _tell(error)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_SIGNAL + signal.SIGINT
-    except Terminated as error:
-        if processes.world_size() > 1:
-            _tell_gone()
-        return EXIT_SIGNAL + error.signum
     except BrokenPipeError:
         discard_stdout()
-        return 0
-    except OSError as error:
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        return error
+    return None
+
+
+def _describe(error: BaseException | None) -> tuple[int, str]:
+    """-> (退出码, 要说的话)；没有料到的错误是完整的 traceback。"""
+    if error is None:
+        return 0, ""
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_SIGNAL + signal.SIGINT, ""
+    if isinstance(error, Terminated):
+        return EXIT_SIGNAL + error.signum, ""
+    if isinstance(error, OSError):
         advice = "已有的文件没有改动；检查路径、磁盘和权限。"
-        _tell(RunError(error.filename or "磁盘", describe_os_error(error), advice))
-        return EXIT_FAILED
-    except (MemoryError, RuntimeError) as error:
-        if processes.world_size() > 1 and not is_out_of_memory(error) and _is_lost(error):
-            return EXIT_FAILED
-        if not is_out_of_memory(error):
-            raise
-        _tell(RunError("内存", "不够用", OUT_OF_MEMORY_ADVICE))
-        return EXIT_FAILED
-
-
-def _tell(error: UserError) -> None:
-    """打印一行；几个进程一起训练时，同样的错误只由一个进程说，在几台机器上就说出是哪个进程。"""
-    text = str(error)
-    if processes.world_size() > 1:
-        ignore_stop_signals()
-        from utils.peers import is_first_to_say
-
-        if not is_first_to_say(text):
-            return
-        text += f"（{processes.name()}）" if processes.spans_machines() else ""
-    print(text, file=sys.stderr)
-
-
-def _is_lost(error: Exception) -> bool:
-    """是因为别的进程没了，就说出是谁。"""
-    from utils import peers
-
-    if not peers.is_lost(error) or not peers.watch().has_begun:
-        return False
-    ignore_stop_signals()
-    peers.tell_lost()
-    return True
-
-
-def _tell_gone() -> None:
-    """停下是因为别的进程没了，就说出是谁。"""
-    ignore_stop_signals()
-    if "torch" in sys.modules:
-        from utils import peers
-
-        peers.tell_gone()
+        error = RunError(error.filename or "磁盘", describe_os_error(error), advice)
+    elif isinstance(error, (MemoryError, RuntimeError)) and is_out_of_memory(error):
+        error = RunError("内存", "不够用", OUT_OF_MEMORY_ADVICE)
+    if isinstance(error, UserError):
+        return error.exit_code, str(error)
+    return EXIT_FAILED, "".join(traceback.format_exception(error)).rstrip()
 
 
 OUT_OF_MEMORY_ADVICE = "减小 --batch_size（可同时增大 --accumulation_steps），或换更小的配置。"

@@ -27,11 +27,11 @@ class EvaluationSchedule:
     @classmethod
     def of(cls, trainer: "Trainer", budget: "Budget") -> "EvaluationSchedule":
         """trainer 照 budget 训练要用的；接着训练的从上一次评估之后数起。"""
-        intervals = count_intervals(trainer, budget.total_steps, budget.max_seconds)
+        intervals = count_intervals(trainer, budget.total_steps(trainer), budget.max_seconds)
         schedule = cls(trainer.settings.eval_freq, intervals)
         if trainer.evaluated_step is not None and trainer.step:
             share = trainer.evaluated_step / trainer.step
-            schedule.is_due(trainer.evaluated_step, share * budget.progress(trainer.step))
+            schedule.is_due(trainer.evaluated_step, share * budget.progress(trainer))
         return schedule
 
     def is_due(self, step: int, progress: float) -> bool:

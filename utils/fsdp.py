@@ -11,12 +11,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from utils import processes, sharded_tensor
+from utils import processes
+from utils.full_state import scatter_full_state
 from utils.memory import return_freed_memory
 from utils.parallel import Replicated
-from utils.peers import watch
 from utils.training_memory import TrainingMemory
 
 GROUP_COPIES = 4  # 一组凑齐时一共占几份：收到的、拼好的权重，梯度和待发的梯度，gloo 自己的缓冲；在 CPU 上量的
@@ -28,18 +27,16 @@ class Sharded(Replicated):
     mode = "fsdp"
 
     def __init__(self, dtype: torch.dtype):
-        self._start: RecordedStart | None = None
+        self._whole: nn.Module | None = None
         self._dtype = dtype
         return_freed_memory()
 
     def create(self, make_model: Callable[[], nn.Module], device: torch.device) -> nn.Module:
-        """只有形状的模型；wrap 时每个进程只填自己的那几行，谁也不必放下整个模型。"""
+        """只有形状的模型。进程 0 另在内存里建立整个的，随机数与一个进程时相同，wrap 时分给各个进程。"""
         self._device = device
-        self._start = RecordedStart()
-        with torch.device("meta"), self._start:
-            model = make_model()
-        self._start.name_parameters(model)
-        return model
+        self._whole = make_model() if processes.is_main() else None
+        with torch.device("meta"):
+            return make_model()
 
     def place(self, model: nn.Module, device: torch.device) -> nn.Module:
         """先留在内存里，wrap 时一块一块地分。"""
@@ -47,13 +44,14 @@ class Sharded(Replicated):
         return model
 
     def own_memory(self, memory: TrainingMemory) -> TrainingMemory:
-        """自己的那几行，加上最外面一组和一块凑齐时的权重、梯度和收发的缓冲。"""
+        """自己的那几行，加上最外面一组和一块凑齐时的权重、梯度和收发的缓冲；进程 0 开头和保存时还有整个的权重。"""
         memory, size = super().own_memory(memory), processes.world_size()
         outer = memory.cfg.vocab_size * memory.cfg.emb_dim
         group = outer + max(0, memory.num_parameters - outer) // memory.cfg.num_layers
         accumulates = self._own_samples(memory.settings) > memory.settings.batch_size
         held = (memory.num_trained - memory.num_trained // size) * accumulates  # 累积着的梯度是整个的
-        own = memory.num_parameters // size + GROUP_COPIES * group + held
+        whole = memory.num_parameters * processes.is_main()
+        own = memory.num_parameters // size + GROUP_COPIES * group + held + whole
         return replace(memory, num_parameters=own, num_trained=memory.num_trained // size)
 
     def wrap(self, model: nn.Module) -> None:
@@ -68,9 +66,18 @@ class Sharded(Replicated):
         if self._precision.param_dtype:  # 权重是 bfloat16，生成也要有 autocast
             model.next_logits = torch.autocast(self._device.type, self._dtype)(model.next_logits)
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # 没有人就地改它的输出
-        if self._start:
-            self._start.fill(model, self._device)
+        if next(model.parameters()).is_meta:
+            self._fill(model.to_empty(device=self._device))
         self.forward = model
+
+    def _fill(self, model: nn.Module) -> None:
+        """把进程 0 建立的模型分给各个进程。"""
+        whole, self._whole = self._whole, None
+        scatter_full_state(model, whole and dict(whole.named_parameters()))
+        for name, buffer in model.named_buffers():
+            if whole:
+                buffer.copy_(whole.get_buffer(name))
+            dist.broadcast(buffer, src=0)
 
     @property
     def _precision(self) -> MixedPrecisionPolicy:
@@ -83,12 +90,10 @@ class Sharded(Replicated):
         return MixedPrecisionPolicy(param_dtype=self._dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
     def exchanging(self, is_last: bool) -> AbstractContextManager:
-        watch().mark()
         self.forward.set_requires_gradient_sync(is_last)
         return nullcontext()
 
     def whole_norms(self, norms: list[Tensor]) -> list[Tensor]:
-        watch().mark()
         squares = torch.stack(norms).square()
         dist.all_reduce(squares)
         return list(squares.sqrt())
@@ -99,7 +104,6 @@ class Sharded(Replicated):
         alone = model.next_logits
 
         def together(*args: Any, **kwargs: Any) -> Tensor:
-            watch().mark()
             logits = alone(*args, **kwargs).contiguous()
             dist.broadcast(logits, src=0)
             return logits
@@ -109,48 +113,3 @@ class Sharded(Replicated):
             yield
         finally:
             model.next_logits = alone
-
-
-class RecordedStart(TorchDispatchMode):
-    """记下建立模型时怎样填权重，之后一个一个地重做，只留自己的那几行：随机数与整个建立时逐个相同。"""
-
-    def __init__(self):
-        super().__init__()
-        self._calls: list[tuple[Tensor, Any, tuple, dict]] = []
-        self._names: dict[int, str] = {}
-
-    def __torch_dispatch__(self, function: Any, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        if function in FACTORIES:
-            self._calls.append((result, _aten.fill_.Scalar, FACTORIES[function], {}))
-        elif function in FILLS:
-            self._calls.append((args[0], function, args[1:], kwargs or {}))
-        return result
-
-    def name_parameters(self, model: nn.Module) -> None:
-        """建立完之后，记下哪处内存是哪个参数。"""
-        self._names = {_storage_of(parameter): name for name, parameter in model.named_parameters()}
-
-    @torch.no_grad()
-    def fill(self, model: nn.Module, device: torch.device) -> None:
-        """依原来的次序重做；model 已经分片，还没有内存。"""
-        model.to_empty(device=device)
-        parameters = dict(model.named_parameters())
-        buffer = torch.empty(max(meta.numel() for meta, *_ in self._calls))  # 一次只有一个矩阵是整个的
-        for meta, function, args, kwargs in self._calls:
-            values = buffer[: meta.numel()].view(meta.shape)
-            function(values, *args, **kwargs)
-            if name := self._names.get(_storage_of(meta)):
-                sharded_tensor.copy_rows(parameters[name], values)
-        self._calls.clear()
-        if list(model.position.buffers()):  # RoPE 的正弦和余弦由配置就能重算
-            model.position = type(model.position)(model.cfg).to(device)
-
-
-def _storage_of(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
-_aten = torch.ops.aten
-FILLS = {_aten.uniform_.default, _aten.normal_.default, _aten.zero_.default, _aten.fill_.Scalar}
-FACTORIES = {_aten.ones.default: (1,), _aten.zeros.default: (0,)}

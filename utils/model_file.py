@@ -59,14 +59,17 @@ def count_bytes(state: object) -> int:
 
 def save_model(path: Path, model: nn.Module, keep_old: bool = False, origin: dict | None = None) -> Path | None:
     """把 state_dict 写成谁都能用 torch.load(path, weights_only=True) 读的文件；origin 见 ModelFile。"""
-    state = model.plain_state_dict()
+    if any(map(sharded_tensor.is_sharded, model.parameters())):
+        from utils.full_state import gather_full_state  # 只有一个进程时不必载入
+
+        state = gather_full_state(model)
+    else:
+        state = model.plain_state_dict()
+    if not is_main():
+        return None
     if origin:
         state[DESCRIPTION_KEY] = {**state[DESCRIPTION_KEY], "origin": origin}
-    if any(map(sharded_tensor.is_sharded, model.parameters())):
-        from utils.streamed_state import save_streamed
-
-        return save_streamed(path, state, keep_old)
-    return save_state(path, state, keep_old) if is_main() else None
+    return save_state(path, state, keep_old)
 
 
 def read_model_file(path: Path) -> ModelFile:
@@ -174,10 +177,7 @@ def load_weights(model: nn.Module, file: ModelFile, config_name: object, assign:
         advice = '在配置里写上 "tie_weights": false。'
         raise UserError(file.path, f"与 {config_name} 不符：tok_emb.weight 与 out_head.weight 不同", advice)
     description = {"config": file.config, "tokenizer": file.tokenizer, "template": file.template}
-    if any(map(sharded_tensor.is_sharded, expected.values())):
-        for name, target in expected.items():
-            sharded_tensor.copy_rows(target, weights[name])
-        weights = expected
+    weights = {name: sharded_tensor.split_like(weights[name], target) for name, target in expected.items()}
     model.load_state_dict({**weights, DESCRIPTION_KEY: description}, assign=assign)
 
 

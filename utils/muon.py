@@ -57,9 +57,8 @@ class Muon(torch.optim.Optimizer):
         moving = (self._accelerate(parameter, group["momentum"]) for parameter in parameters)
         updates = torch.stack([sharded_tensor.whole(update) for update in moving])
         for parameter, update in zip(parameters, orthogonalize(updates), strict=True):
-            rows = sharded_tensor.own_rows(update, parameter)
-            own = sharded_tensor.local(parameter)
-            own.mul_(1 - group["lr"] * group["weight_decay"]).add_(rows, alpha=-learning_rate)
+            rows = sharded_tensor.split_like(update, parameter)
+            parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(rows, alpha=-learning_rate)
 
     def _accelerate(self, parameter: Tensor, momentum: float) -> Tensor:
         """更新动量 m ← μm + (1-μ)g，再照 Nesterov 的办法往前多看一步，返回 μm + (1-μ)g（用新的 m）。"""

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from utils import processes
 from utils.cross_entropy import IGNORE_INDEX
 from utils.data_loader import EpochSampler, with_batches
-from utils.peers import watch
 from utils.settings import TrainingSettings
 from utils.training_memory import TrainingMemory
 
@@ -92,20 +91,8 @@ class Replicated(OneProcess):
 MODES = ("ddp", "fsdp")
 
 
-def build_parallel(mode: str, dtype: torch.dtype) -> OneProcess:
-    """mode 是 MODES 之一，dtype 是矩阵乘法的精度；只有一个进程时都一样。"""
-    if processes.world_size() == 1:
-        return OneProcess()
-    if mode == "ddp":
-        return Replicated()
-    from utils.fsdp import Sharded  # 载入 FSDP 要半秒，用到才载入
-
-    return Sharded(dtype)
-
-
 def _add_gradients(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """梯度相加而不是平均：各进程的损失已经按整批的 token 数加权。"""
-    watch().mark()
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda future: future.value()[0])
 

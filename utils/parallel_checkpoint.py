@@ -28,7 +28,9 @@ class ReplicatedCheckpoints(Checkpoints):
 
     def load_newest(self) -> tuple[Path, dict]:
         """进程 0 读出来，再告诉别的进程：它们不必看得到这个文件夹。"""
-        path, state = distributed.state_from_main(distributed.only_on_main("load", super().load_newest))
+        found = super().load_newest() if processes.is_main() else None
+        distributed.barrier()
+        path, state = distributed.state_from_main(found)
         return self.folder / path.name, {**state, "random": _own_random(state)}
 
 
@@ -58,12 +60,3 @@ def compare_processes(path: Path, state: dict, parallel: OneProcess, is_allowed:
         raise UserError(path, f"是 {texts[0]}训练的，现在是 {texts[1]}", advice)
     changed = "梯度相加的次序" + ("和 dropout 的随机数" if old[0] != new[0] else "")
     return [f"提示：由 {texts[0]}改为 {texts[1]}：样本的次序不变，{changed}变了，从这里起不再逐位相同"]
-
-
-def build_checkpoints(mode: str, folder: Path) -> Checkpoints:
-    """mode 是 OneProcess 等的 mode。"""
-    if mode == "fsdp":
-        from utils.fsdp_checkpoint import ShardedCheckpoints  # 载入 FSDP 的东西要半秒，用到才载入
-
-        return ShardedCheckpoints(folder)
-    return ReplicatedCheckpoints(folder) if mode == "ddp" else Checkpoints(folder)

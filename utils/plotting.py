@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from utils.evaluation_set import best_of
 from utils.files import write_atomically
 from utils.step_history import StepHistory, smooth
 from utils.train_utils import Evaluation
@@ -51,7 +52,7 @@ def plot_losses(records: list[Evaluation], steps: StepHistory, path: Path) -> No
     panels = figure.subplots(2 if has_accuracy else 1, squeeze=False)[:, 0]
     _draw_steps(panels[0], steps)
     _draw_evaluations(panels[0], records, "validate_loss", VALIDATE_COLOR)
-    best = min(records, key=lambda record: record.validate_loss)
+    best = best_of(records)
     panels[0].axvline(best.tokens, color="gray", linestyle=":", label=f"lowest validate (step {best.step:,})")
     panels[0].set(ylabel="loss (nats per token)", title="Training loss")
     if has_accuracy:

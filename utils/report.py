@@ -59,23 +59,23 @@ def _describe_vocabulary(corpus: Corpus) -> str:
 def print_plan(trainer: Trainer, budget: Budget) -> None:
     """训练之前：一共几步，大约多久；太久就推荐小一些的配置。"""
     settings = trainer.settings
-    total_steps, seconds_per_step = budget.total_steps, budget.seconds_per_step
-    steps_left = max(0, total_steps - trainer.step)
+    steps_left, seconds_per_step = budget.steps_left(trainer), budget.seconds_per_step
+    total_steps = trainer.step + steps_left
     num_evaluations = EvaluationSchedule.of(trainer, budget).count(steps_left, total_steps)
     estimate = steps_left * seconds_per_step + num_evaluations * trainer.evaluation_seconds(seconds_per_step)
-    epochs = total_steps / trainer.steps_per_epoch
+    epochs = budget.epochs_at_end(trainer)
     time = format_duration(estimate)
     seconds_left = max(0.0, 60 * (settings.max_minutes or math.inf) - budget.seconds)
     if seconds_left < estimate:
         time = f"{format_duration(seconds_left)}后停止（跑完要 {time}）"
     else:
         time = f"预计 {time}" if time[0].isdigit() else f"预计{time}"
-    speed = settings.batch_size * settings.accumulation_steps * trainer.tokens_per_sample / seconds_per_step
+    speed = trainer.update_size * trainer.tokens_per_sample / seconds_per_step
     speed_text = f"每步 {seconds_per_step:.3g} 秒（{speed:,.0f} token/s）"
     say(f"训练：{epochs:.3g} 轮共 {total_steps:,} 步，{speed_text}，{time}")
     if min(estimate, seconds_left) > LONG_SECONDS:
         say(f"想几分钟就看到结果，可以换小模型（如 {QUICK_CONFIG} 的），或用 --max_minutes 限定时间")
-    likely_steps = round(budget.planned_seconds / seconds_per_step)
+    likely_steps = round(budget.planned_seconds(trainer) / seconds_per_step)
     if steps_left and settings.warmup_steps >= likely_steps:
         hint(f"提示：--warmup_steps {settings.warmup_steps:,} 不少于要走的 {likely_steps:,} 步，学习率升不到最大")
 
@@ -94,12 +94,13 @@ def print_result(trainer: Trainer, corpus: Corpus, files: RunFiles) -> None:
     total = loss * len(covered)
     nats, bits = total / characters, total / num_bytes / math.log(2)
     files.write_result(validate_loss=loss, nats_per_char=nats, bits_per_byte=bits)
-    name = "Best" if settings.keep == "best" else "Last"
+    name, which = ("Best", "验证损失最低的") if settings.keep == "best" else ("Last", "最后的")
+    if settings.keep == "best" and not files.has_best:
+        name, which = "Kept", "留下的"
     say(f"{name} validate loss {loss:.3f} (Step {kept.step:06d}), {nats:.3f} nats/char, {bits:.3f} bits/byte")
     with trainer.parallel.writing_together(model):
         text = sample(model, corpus, settings.sample_prompt, settings.seed)
     say(f"样文：{text}")
-    which = "验证损失最低的" if settings.keep == "best" else "最后的"
     others = f"损失曲线：{files.curve}；报告：{files.report}；日志：{files.log}"
     say(f"{which}权重（第 {kept.step} 步）：{files.model}；{others}")
     say(f"现在可以让它续写：python generate.py --model_path {files.model} --temperature 0.8 --top_k 50")

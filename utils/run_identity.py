@@ -13,7 +13,7 @@ from utils.errors import UserError
 from utils.settings import TrainingSettings
 
 FIXED_SETTINGS = ("seed", "stride", "optimizer")  # 数据的顺序和优化器的状态由它们决定，中途不能换
-QUIET_SETTINGS = ("save_minutes", "save_every", "keep", "sample_prompt")  # 不影响怎样训练，改了不必说
+QUIET_SETTINGS = ("save_minutes", "save_every", "sample_prompt")  # 不影响怎样训练，改了不必说
 SHOWN_CHANGES = 3  # 至多列出几个变了的文件
 IN_ENVIRONMENT = ("device", "dtype")  # 实际用的是什么记在环境里
 
@@ -66,7 +66,7 @@ def compare_runs(path: Path, recorded: dict, ours: RunIdentity, allow_data_chang
         raise UserError(path, f"数据与检查点记录的不同{changes}", "换回原文件，或加 --allow_data_change。")
     if recorded["tokenizer"] != ours.tokenizer:
         raise UserError(path, "词表与检查点记录的不同", "换回原来的数据和配置，或去掉 --resume 从头训练。")
-    notes = []
+    notes = ["提示：数据换过了，还没做的轮次用新的"] if recorded["data"] != ours.data else []
     for field, old, new in _differences(recorded["settings"], ours.settings):
         if field in FIXED_SETTINGS:
             raise UserError(path, f"训练时 --{field} 是 {old}，现在是 {new}", f"改回 --{field} {old}。")

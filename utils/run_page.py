@@ -9,6 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from utils.evaluation_set import best_of
 from utils.run_history import RunHistory, Sample
 from utils.step_history import smooth
 from utils.train_utils import Evaluation
@@ -68,7 +69,6 @@ def chart_data(records: list[Evaluation], history: RunHistory) -> dict:
     """
     seen = {observation.step: observation for observation in history.observations}
     watched = [seen.get(record.step) for record in records]
-    losses = [record.validate_loss for record in records]
 
     def column(name: str) -> list:
         return [getattr(record, name) for record in records]
@@ -95,7 +95,8 @@ def chart_data(records: list[Evaluation], history: RunHistory) -> dict:
     ]
     axes, steps = ({axis: of(name) for axis, name in AXES.items()} for of in (column, history.steps.column))
     at = [bisect_right(steps["步"], record.step) - 1 for record in records]
-    return {"axes": axes, "steps": steps, "at": at, "best": losses.index(min(losses)), "charts": charts}
+    best = records.index(best_of(records))
+    return {"axes": axes, "steps": steps, "at": at, "best": best, "charts": charts}
 
 
 def _rounded(values: list[float]) -> list[float]:
@@ -142,7 +143,7 @@ def _result_cards(result: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 def _evaluation_cards(page: PageData) -> dict[str, tuple[str, str]]:
     """还没有练完：各次评估里最好的和最后的。"""
-    last, best = page.records[-1], min(page.records, key=lambda record: record.validate_loss)
+    last, best = page.records[-1], best_of(page.records)
     unit, sample = loss_unit(page.records), f"评估看 {page.num_samples:,} 个样本"
     cards = {
         "最低的验证损失": (f"{best.validate_loss:.3f}", f"{unit}，第 {best.step:,} 步，{sample}"),
@@ -208,13 +209,17 @@ def _commands(page: PageData) -> str:
 
 
 def _log(records: Iterable[Evaluation]) -> str:
-    """每次评估一行，与日志文件相同；全是空的列不要。"""
+    """每次评估一行，与日志文件相同；全是空的列不要，验证的样本没有换过时也不写是哪一组。"""
     rows = [asdict(record) for record in records]
     names = [item.name for item in fields(Evaluation) if any(row[item.name] is not None for row in rows)]
+    if len({row["measured_on"] for row in rows}) == 1:
+        names.remove("measured_on")
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    body = "".join(f"<tr>{''.join(f'<td>{_cell(row[name])}</td>' for name in names)}</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(_cell(row[name]))}</td>' for name in names)}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+    if value is None or isinstance(value, str):
+        return value or ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"

@@ -95,7 +95,8 @@ class RunReport:
     def _can_afford_samples(self) -> bool:
         """第 0 步先写一次（没有训练过的样子），其余的摊在全程；花完为止。"""
         count, spent = self.history.num_sampled, self.history.sampling_seconds
-        progress, allowance = self.budget.progress(self.trainer.step), SAMPLING_FRACTION * self.budget.planned_seconds
+        progress = self.budget.progress(self.trainer)
+        allowance = SAMPLING_FRACTION * self.budget.planned_seconds(self.trainer)
         if not count:
             forward = self.trainer.forward_seconds(self.budget.seconds_per_step)
             return self.story.sample_tokens * forward * TOKEN_SHARE <= allowance * max(progress, 0.5)

@@ -34,7 +34,9 @@ class TrainingSettings:
     grad_clip: float = _setting(1.0, cli.positive_float, "梯度范数的上限")
     stride: int | None = _setting(None, cli.positive_int, "相邻窗口的距离（默认等于上下文长度，不重叠）")
     eval_freq: int | None = _setting(None, cli.positive_int, "每几步评估一次（默认全程至少 20 次，开头密些）")
-    eval_iter: int | None = _setting(None, cli.positive_int, "评估用几批（默认使评估至多占时间的 3%%）")
+    eval_iter: int | None = _setting(
+        None, cli.positive_int, "评估用几批，每批总是 16 个样本（默认使评估至多占时间的 3%%）"
+    )
     sample_prompt: str | None = _setting(None, cli.plain_text, "训练后用这段文字开头写一段（默认取验证部分的开头）")
     seed: int = _setting(123, cli.seed_int, "随机种子")
     dtype: str = _setting("auto", cli.dtype_name, f"计算精度：{cli.DTYPES}")

@@ -9,15 +9,15 @@ from itertools import islice
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from utils import sharded_tensor
 from utils.budget import Budget
 from utils.cross_entropy import IGNORE_INDEX, cross_entropy
-from utils.data_loader import create_dataloader
 from utils.distributed import map_batches, max_over, number_from_main, sum_over
 from utils.errors import RunError
 from utils.evaluation_schedule import MAX_EVAL_TOKENS, EvaluationSchedule
+from utils.evaluation_set import EVAL_BATCH, digest_of_samples, evaluation_loader
 from utils.gradient_norms import clip_gradients
 from utils.optimizers import learning_rate_factor, load_optimizer_state, set_learning_rate
 from utils.parallel import OneProcess
@@ -101,6 +101,7 @@ class Evaluation:
     validate_loss: float
     train_accuracy: float | None = None  # 只有分类才算
     validate_accuracy: float | None = None
+    measured_on: str = ""  # 验证损失是在哪一组样本上量的，指纹
 
 
 class NotFiniteError(RunError):
@@ -132,6 +133,7 @@ class Trainer:
         self.parallel.wrap(model)
         self.train_loader, self.validate_loader = train_loader, validate_loader
         self.device = next(model.parameters()).device
+        self.update_size = settings.batch_size * settings.accumulation_steps  # 一轮的最后一次更新可能少几个样本
         self.steps_per_epoch = math.ceil(len(train_loader) / settings.accumulation_steps)
         self.step, self.tokens, self.epoch = 0, 0, 1
         self.samples_done = 0  # 这一轮里用过的样本数
@@ -149,11 +151,12 @@ class Trainer:
         """每次评估看验证部分的 num_samples 个样本（不够就是全部），和训练部分的同样多个。"""
         self.validate_sample = evaluation_loader(self.validate_loader, num_samples)
         self.train_sample = evaluation_loader(self.train_loader, len(self.validate_sample.dataset))
+        self.measured_on = digest_of_samples(self.validate_sample.dataset)
 
     def _num_eval_samples(self) -> int:
         """每次评估看几个样本。"""
         if self.settings.eval_iter:
-            return self.settings.eval_iter * self.settings.batch_size
+            return self.settings.eval_iter * EVAL_BATCH
         return max(1, int(MAX_EVAL_TOKENS / self.tokens_per_sample))
 
     @property
@@ -170,7 +173,7 @@ class Trainer:
 
     def forward_seconds(self, seconds_per_step: float) -> float:
         """一个样本的前向要几秒；前向约占训练一步的三分之一。"""
-        return seconds_per_step / (self.settings.batch_size * self.settings.accumulation_steps) / 3
+        return seconds_per_step / self.update_size / 3
 
     def evaluation_seconds(self, seconds_per_step: float) -> float:
         """一次评估要几秒。"""
@@ -182,10 +185,10 @@ class Trainer:
         self.model.train()
         groups, schedule = self._grouped_batches(), EvaluationSchedule.of(self, budget)
         while True:
-            if schedule.is_due(self.step, number_from_main(budget.progress(self.step))):
+            if schedule.is_due(self.step, number_from_main(budget.progress(self))):
                 yield from self._evaluate_once(budget)
             self.between_steps()
-            progress = number_from_main(budget.progress(self.step)) if self.step else 0.0  # 时间再紧也至少走一步
+            progress = number_from_main(budget.progress(self)) if self.step else 0.0  # 时间再紧也至少走一步
             if progress >= 1:
                 break
             loss = self._train_step(next(groups), progress)
@@ -229,18 +232,13 @@ class Trainer:
         self.gradient_norms = norms
         self.step += 1
         self.tokens += num_tokens
-        self.samples_done = min(self.samples_done + self._update_size, len(self.train_loader.sampler))
+        self.samples_done = min(self.samples_done + self.update_size, len(self.train_loader.sampler))
         self.is_consistent = True
         return loss
 
     def _zero_grad(self) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-
-    @property
-    def _update_size(self) -> int:
-        """更新一次参数用几个样本，一轮的最后一次可能少些。"""
-        return self.settings.batch_size * self.settings.accumulation_steps
 
     def _not_finite(self, loss: float, norm: float) -> NotFiniteError:
         """损失或梯度不是有限数：说清是哪一步、哪几个样本。"""
@@ -253,7 +251,7 @@ class Trainer:
     def _next_indices(self) -> list[int]:
         """下一次更新用的是数据集里的哪些样本。"""
         self.train_loader.sampler.done = self.samples_done
-        return list(islice(self.train_loader.sampler, self._update_size))
+        return list(islice(self.train_loader.sampler, self.update_size))
 
     def _backward(self, batches: list[Batch]) -> tuple[float, int]:
         """前向和反向。各批按 token 数加权，累积的梯度便等于把它们合成一大批。-> (平均损失, 一共几个 token)"""
@@ -284,8 +282,9 @@ class Trainer:
         seconds = budget.seconds
         samples = self.train_sample, self.validate_sample
         losses = evaluate_model(self.model, *samples, self.precision, self.check_stop)
-        accuracies = [self.calc_accuracy(sample) for sample in samples] if self.calc_accuracy else []
-        return Evaluation(self.epoch, self.step, self.tokens, seconds, self.learning_rate, *losses, *accuracies)
+        accuracies = [self.calc_accuracy(sample) for sample in samples] if self.calc_accuracy else [None, None]
+        position = self.epoch, self.step, self.tokens, seconds, self.learning_rate
+        return Evaluation(*position, *losses, *accuracies, self.measured_on)
 
     def state(self) -> dict:
         """接着训练所需要的一切；两步之间取才有意义。张量没有复制。"""
@@ -338,11 +337,3 @@ def evaluate_model(
     """-> (训练损失, 验证损失)，nat/token"""
     train, validate = (calc_loss_loader(model, b, precision, before_batch) for b in (train_batches, validate_batches))
     return train, validate
-
-
-def evaluation_loader(loader: DataLoader, num_samples: int) -> DataLoader:
-    """评估用的固定样本：从整个数据集里均匀取 num_samples 个（不够就是全部），不打乱。"""
-    total = len(loader.dataset)
-    count = min(total, num_samples)
-    indices = [position * total // count for position in range(count)]
-    return create_dataloader(Subset(loader.dataset, indices), loader.batch_size, collate=loader.collate_fn)

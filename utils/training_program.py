@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from utils import distributed, dry_run, processes, report
+from utils import distributed, dry_run, process_group, processes, report
 from utils.budget import plan_budget
 from utils.console import say
 from utils.device import autocast, available_memory, choose_device, choose_dtype
@@ -18,12 +18,13 @@ from utils.errors import UserError
 from utils.files import fingerprints_of_code
 from utils.memory import keep_freed_memory
 from utils.optimizers import build_optimizers
-from utils.parallel import OneProcess, build_parallel
+from utils.parallel import OneProcess
 from utils.random_state import seed_process
 from utils.run_files import RunFiles
 from utils.run_identity import RunIdentity
 from utils.run_report import RunStory
 from utils.settings import TrainingSettings
+from utils.strategies import build_parallel
 from utils.train_utils import Trainer
 from utils.training_memory import TrainingMemory
 from utils.training_run import TrainingRun
@@ -68,7 +69,7 @@ class TrainingProgram:
             reason = "要几个进程才用得上"
             raise UserError("--parallel", reason, f"用 torchrun --nproc_per_node 2 {Path(sys.argv[0]).name} 启动。")
         if processes.world_size() > 1:
-            distributed.start(self.device, args.patience)
+            process_group.start(self.device, args.patience)
             args.resume = distributed.from_main(args.resume)  # 重新启动时由进程 0 决定，见 training_output.py
 
     def agree_on(self, **facts: object) -> None:

@@ -15,23 +15,23 @@ from torch import nn
 from tqdm import tqdm
 
 from utils import sharded_tensor
-from utils.budget import Budget
+from utils.budget import Budget, carry_over
 from utils.checkpoint import MAX_FILES
 from utils.checkpoint_files import checkpoint_folder, list_checkpoints, size_of
 from utils.console import hint, say
-from utils.distributed import is_on, max_over, number_from_main, wait_for_all
+from utils.distributed import barrier, max_over, number_from_main
 from utils.errors import UserError, leave_by_signal, stop_signals
 from utils.evaluation_schedule import continue_evaluations
 from utils.files import check_free_space
 from utils.loss_spikes import SpikeDetector
 from utils.model_file import count_bytes
-from utils.parallel_checkpoint import build_checkpoints, compare_processes
-from utils.peers import watch
+from utils.parallel_checkpoint import compare_processes
 from utils.processes import is_main, on_main, world_size
 from utils.run_files import Kept, RunFiles
 from utils.run_identity import RunIdentity, compare_runs
 from utils.run_report import RunReport, RunStory
 from utils.settings import TrainingSettings
+from utils.strategies import build_checkpoints
 from utils.train_utils import Evaluation, Interrupted, NotFiniteError, Trainer
 
 SAVE_SECONDS = 300.0  # 没有指定 --save_minutes 时，检查点的间隔
@@ -66,7 +66,7 @@ class ProgressBar:
 
     def __init__(self, trainer: Trainer, budget: Budget):
         form = "{percentage:3.0f}%|{bar}| {desc} 剩余 {remaining}"
-        begun = min(1.0, budget.progress(trainer.step)) if trainer.step else 0.0
+        begun = min(1.0, budget.progress(trainer)) if trainer.step else 0.0
         self._bar = tqdm(
             total=1.0,
             initial=begun,
@@ -169,18 +169,28 @@ class TrainingRun:
         path, state = self.checkpoints.load_newest()
         notes = compare_runs(path, state["run"], self.identity, allow_data_change)
         notes += compare_processes(path, state, self.trainer.parallel, allow_process_change)
-        self.checkpoints.load_into(self.trainer, path, state)
         continue_evaluations(self.trainer, state.get("eval_samples"))
         self.budget.continue_after(state["seconds"])
-        limits = [{name: run["settings"].get(name) for name in LIMITS} for run in (state["run"], asdict(self.identity))]
-        if state["is_finished"] and limits[0] == limits[1]:
-            self.budget.total_steps = self.trainer.step  # 已经做完，没有要加练的
-        self.files.continue_run([Evaluation(**record) for record in state["records"]])
+        self.files.continue_run([Evaluation(**record) for record in state["records"]], state["progress"]["step"])
+        if self.trainer.settings.keep == "best":
+            notes += filter(None, [self.files.measure_again(self.trainer)])
+        self.checkpoints.load_into(self.trainer, path, state)
+        self._adjust_progress(state)
         self.report.continue_run(state["history"])
         self._is_resumed, self._saved = True, self._position(state["is_finished"])
         for note in notes:
             hint(note)
         say(f"从第 {self.trainer.step} 步继续：{path}")
+
+    def _adjust_progress(self, state: dict) -> None:
+        """装回的进度是照上次的数据和限额记的，换成照现在的。"""
+        trainer, epoch_size = self.trainer, len(self.trainer.train_loader.sampler)
+        trainer.samples_done = carry_over(trainer.samples_done, state.get("epoch_size") or epoch_size, epoch_size)
+        if self.files.records[-1].measured_on != trainer.measured_on:
+            trainer.evaluated_step = None  # 在现在的样本上还没有评估过
+        limits = [{name: run["settings"].get(name) for name in LIMITS} for run in (state["run"], asdict(self.identity))]
+        if state["is_finished"] and limits[0] == limits[1]:
+            self.budget.finish(trainer)  # 已经做完，没有要加练的
 
     def run(self) -> Kept:
         """-> 模型文件里是哪一步的权重。被信号打断时先保存，再以相应的退出码离开。"""
@@ -226,7 +236,8 @@ class TrainingRun:
             self.report.observe(self.files.records)
             if record.step and self._is_worth_keeping(record):
                 self._save_model(record.validate_loss)
-        if self.files.kept is None:  # 接着一次已经做完的训练，模型文件却不在了
+        # 接着一次已经做完的训练，模型文件却不在了，或要的不是原来那一份
+        if self.files.kept is None or self.trainer.settings.keep == "last" and not self.files.holds(self.trainer):
             self._save_model(self.files.records[-1].validate_loss)
 
     def _is_worth_keeping(self, record: Evaluation) -> bool:
@@ -247,7 +258,7 @@ class TrainingRun:
         is_epoch_end = trainer.samples_done == len(trainer.train_loader.sampler)
         is_counted = settings.save_every and trainer.step % settings.save_every == 0
         is_due = is_counted or is_time and settings.save_minutes or (is_time or is_epoch_end) and self._is_cheap()
-        is_ending = self.budget.progress(trainer.step) >= 1  # 马上要存最后一个
+        is_ending = self.budget.progress(trainer) >= 1  # 马上要存最后一个
         if number_from_main(bool(trainer.step and is_due and not is_ending)):
             self._save_checkpoint()
         trainer.check_stop()
@@ -267,6 +278,7 @@ class TrainingRun:
             "run": asdict(self.identity),
             "is_finished": is_finished,
             "seconds": self.budget.seconds,
+            "epoch_size": len(self.trainer.train_loader.sampler),
             "records": [asdict(record) for record in self.files.records],
             "eval_samples": len(self.trainer.validate_sample.dataset),
             "history": self.report.state(),
@@ -282,8 +294,7 @@ class TrainingRun:
     def _timed(self, save: Callable[[], object]) -> float:
         """做一次保存，返回用了几秒。"""
         begin = time.monotonic()
-        with watch().busy():
-            save()
+        save()
         seconds = time.monotonic() - begin
         self._saving_seconds += seconds
         return seconds
@@ -294,7 +305,7 @@ class TrainingRun:
         几个进程一起训练时不存：出错的往往只是其中一个，别的没有停在这里。
         """
         is_sound = self.trainer.is_consistent and not self._is_saving_checkpoint
-        if is_sound and self.files.records and not is_on():
+        if is_sound and self.files.records and world_size() == 1:
             try:
                 self._save_checkpoint()
             except (UserError, RuntimeError, MemoryError) as error:
@@ -320,13 +331,13 @@ class TrainingRun:
         trainer, files = self.trainer, self.files
         is_sound = trainer.step > 0 and is_finite(trainer.model)
         if is_sound:
-            if files.kept is None or trainer.settings.keep == "last" and files.kept.step != trainer.step:
+            if files.kept is None or trainer.settings.keep == "last" and not files.holds(trainer):
                 self._save_model(None)
             self._save_checkpoint()
         if files.records:
             files.draw_curve(self.report.history.steps)
             self.report.finish(files.records, f"在第 {trainer.step:,} 步中断")
-        wait_for_all()  # 先离开的会让 torchrun 去停掉还在写文件的
+        barrier()  # 先离开的会让 torchrun 去停掉还在写文件的
         where = f"{files.model} 里是第 {files.kept.step} 步的权重" if files.kept else "还没有可保存的权重"
         action = "保存，用 --resume 继续" if is_sound else "停止"
         hint(f"已在第 {trainer.step} 步{action}；{where}。")

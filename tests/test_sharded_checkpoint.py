@@ -1,4 +1,4 @@
-"""utils/fsdp_checkpoint.py：文件夹里的检查点，坏一位、少一个文件都看得出，里面的 pickle 不会执行。"""
+"""utils/sharded_checkpoint.py：文件夹里的检查点，坏一位、少一个文件都看得出，里面的 pickle 不会执行。"""
 
 import os
 import pickle
@@ -10,8 +10,8 @@ from soak_resume import make_trainer, start_run
 
 from utils.checkpoint import Checkpoints, DamagedError, read_checkpoint
 from utils.errors import UserError
-from utils.fsdp_checkpoint import METADATA_NAME, flatten, restore, save_folder
 from utils.settings import TrainingSettings
+from utils.sharded_checkpoint import METADATA_NAME, flatten, restore, save_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")  # 只有一个进程，我们知道
 
@@ -85,7 +85,7 @@ def test_code_in_the_metadata_is_not_executed(folder, tmp_path, monkeypatch):
             return os.mkdir, (str(tmp_path / "executed"),)
 
     (folder / METADATA_NAME).write_bytes(pickle.dumps(Evil()))
-    monkeypatch.setattr("utils.fsdp_checkpoint.digest_of", lambda path: None)
+    monkeypatch.setattr("utils.sharded_checkpoint.digest_of", lambda path: None)
     state = torch.load(folder / "state.pth", weights_only=True)
     from utils.model_file import save_state
 
@@ -111,7 +111,7 @@ def test_failed_save_leaves_nothing_behind(state, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "磁盘满了")
 
-    monkeypatch.setattr("utils.fsdp_checkpoint.save_state", fail)
+    monkeypatch.setattr("utils.sharded_checkpoint.save_state", fail)
     with pytest.raises(OSError):
         save_folder(tmp_path / "step-00000001.ckpt", state, keep_old=False)
     assert list(tmp_path.iterdir()) == []
