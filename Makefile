@@ -29,9 +29,10 @@ lint: .venv/development-installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/development-installed: requirements.txt requirements-dev.txt
+.venv/development-installed: requirements.txt requirements-dev.txt requirements-book.txt
 	$(create_venv)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python -r requirements-book.txt
 	@touch $@ .venv/runtime-installed
 
 clean-venv:

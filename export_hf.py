@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from model.config import ModelConfig
 from utils import cli
-from utils.errors import UserError, run_program
+from utils.config_file import read_config
+from utils.errors import run_program
 from utils.file_lock import output_lock
 from utils.files import check_output_path, write_atomically
 from utils.weights_file import SAFETENSORS_NAME, check_weights_file, with_companions
@@ -28,6 +29,7 @@ Write = Callable[[BinaryIO], object]
 def parse_args() -> argparse.Namespace:
     parser = cli.ArgumentParser("把 GPT-2 结构的模型写成 Hugging Face 的文件夹，transformers 可以直接打开。")
     add = parser.add_argument
+    add("--config", type=cli.file_path, help="模型配置文件（默认用模型文件里记录的配置）")
     add("--model_path", type=cli.file_path, default="model.pth", help="模型文件（默认 %(default)s）")
     add("--output", type=cli.file_path, required=True, help="写到哪个文件夹；已有的同名文件留作备份")
     return parser.parse_args()
@@ -36,10 +38,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     model_path = check_weights_file(args.model_path)
-    inputs = with_companions(model_path)
+    inputs = (*with_companions(model_path), *filter(None, [args.config]))
     # 载入模型之前先看写不写得进去；不建立文件夹，导不出的模型不该留下一个空的
     check_output_path(args.output / SAFETENSORS_NAME if args.output.exists() else args.output, inputs=inputs)
-    model, tokenizer = load(model_path)
+    model, tokenizer = load(model_path, args.config)
     contents = build_files(model, tokenizer)
     for name in contents:
         check_output_path(args.output / name, inputs=inputs)
@@ -52,16 +54,15 @@ def main() -> None:
     print(f'已导出：{args.output}（用 transformers 打开：AutoModelForCausalLM.from_pretrained("{args.output}")）')
 
 
-def load(path: Path) -> "tuple[LanguageModel, Tokenizer]":
+def load(path: Path, config_path: Path | None) -> "tuple[LanguageModel, Tokenizer]":
     """-> (模型, 分词器)；不是 GPT-2 的结构就抛出 UserError。"""
     from model.language_model import LanguageModel
     from utils.hugging_face_config import check_exportable
     from utils.model_loading import load_model, open_language_model
 
     file = open_language_model(path)
-    if file.config is None:
-        raise UserError(file.path, "里面只有权重，没有记录配置", "只能导出 pretrain.py 等程序写出的模型文件。")
-    model, tokenizer = load_model(file, ModelConfig.from_dict, LanguageModel)
+    config = read_config(config_path, ModelConfig.from_dict) if config_path else None
+    model, tokenizer = load_model(file, ModelConfig.from_dict, LanguageModel, config)
     check_exportable(path, model.cfg.to_dict())
     return model, tokenizer
 

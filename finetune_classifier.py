@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from model.config import ModelConfig
 from utils import cli
+from utils.config_file import read_config
 from utils.errors import run_program
 from utils.labeled_text import LabeledText, read_labeled_texts
 from utils.settings import ONLY_PRETRAINING, TrainingSettings, add_training_arguments
@@ -49,7 +50,8 @@ def main() -> None:
     settings = TrainingSettings.from_sources(DEFAULTS, args, args.data_path)
     records = read_labeled_texts(args.data_path, args.encoding)
     model_path = check_weights_file(args.model_path)
-    with claim_output(args, args.output_path, inputs=(*with_companions(model_path), args.data_path)):
+    inputs = (*with_companions(model_path), args.data_path, *filter(None, [args.config]))
+    with claim_output(args, args.output_path, inputs):
         train(args, settings, records, started)
 
 
@@ -97,10 +99,12 @@ def build_classifier(
     from utils.labeled_text import labels_of
     from utils.model_loading import load_to_train
 
-    with_dropout = {"drop_rate": args.drop_rate}
-    body, tokenizer = load_to_train(
-        args.model_path, ModelConfig.from_dict, lambda cfg: LanguageModel(dataclasses.replace(cfg, **with_dropout))
-    )
+    config = read_config(args.config, ModelConfig.from_dict) if args.config else None
+
+    def make_model(cfg: ModelConfig) -> LanguageModel:
+        return LanguageModel(dataclasses.replace(cfg, drop_rate=args.drop_rate))
+
+    body, tokenizer = load_to_train(args.model_path, ModelConfig.from_dict, make_model, config)
     torch.manual_seed(seed)
     model = place(Classifier.from_language_model(body, labels_of(records)))
     check_lora_rank(args, model.cfg)

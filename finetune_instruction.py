@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from model.config import ModelConfig
 from utils import cli
+from utils.config_file import read_config
 from utils.errors import UserError, run_program
 from utils.instruction_data import Conversation, read_conversations
 from utils.prompt_template import TEMPLATES, choose_template
@@ -51,7 +52,8 @@ def main() -> None:
     settings = TrainingSettings.from_sources(DEFAULTS, args, args.data_path)
     records = read_conversations(args.data_path, args.encoding)
     model_path = check_weights_file(args.model_path)
-    with claim_output(args, args.output_path, inputs=(*with_companions(model_path), args.data_path)):
+    inputs = (*with_companions(model_path), args.data_path, *filter(None, [args.config]))
+    with claim_output(args, args.output_path, inputs):
         train(args, settings, records, started)
 
 
@@ -93,7 +95,8 @@ def build_assistant(
     from utils.fine_tuning import check_lora_rank
     from utils.model_loading import load_to_train
 
-    model, tokenizer = load_to_train(args.model_path, ModelConfig.from_dict, LanguageModel)
+    config = read_config(args.config, ModelConfig.from_dict) if args.config else None
+    model, tokenizer = load_to_train(args.model_path, ModelConfig.from_dict, LanguageModel, config)
     questions = [record.turns[0].question for record in records]
     model.template = choose_template(questions) if args.template == "auto" else args.template
     torch.manual_seed(seed)

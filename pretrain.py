@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser = cli.ArgumentParser("在文本上预训练语言模型。训练设置的默认值可由配置文件的 training 一节改变。")
     add = parser.add_argument
     add("--config", type=cli.file_path, help=f"模型配置（默认 {DEFAULT_CONFIG}；有 --init_from 时默认用它的结构）")
-    add("--init_from", type=cli.file_path, help="从它的权重接着练：model.pth，或 Hugging Face 的 GPT-2（默认随机权重）")
+    add("--init_from", type=cli.file_path, help="从它的权重接着练：model.pth、GPT-2 或书里的权重（默认随机权重）")
     data = "语料：文本文件、JSONL、它们的 .gz，或文件夹；可以有几个"
     add("--data_path", type=cli.file_path, nargs="+", default=[DEFAULT_DATA], help=f"{data}（默认 {DEFAULT_DATA}）")
     add("--model_path", type=cli.file_path, default="model.pth", help="权重保存到哪里（默认 %(default)s）")

@@ -131,7 +131,8 @@ class Heads:
             keys, values = (torch.cat(tensors, dim=2) for tensors in zip(*past, strict=True))
             context = self.merge(self.attend(queries, self._share(keys), self._share(values)))
             context = context + piece if self.adds_input else context
-            outputs.append(self._linear(inputs, "out_proj", context) if self.projects else context)
+            projects = self.projects and self.cfg.out_proj
+            outputs.append(self._linear(inputs, "out_proj", context) if projects else context)
         return torch.cat(outputs, dim=1)
 
     def _linear(self, inputs: Tensors, name: str, x: Tensor) -> Tensor:
@@ -253,7 +254,7 @@ def parameter_shapes(cfg: ModelConfig, prefix: str = "") -> dict[str, tuple[int,
         **linear_shapes("W_query", cfg.emb_dim, cfg.emb_dim, cfg.qkv_bias),
         **linear_shapes("W_key", kv_dim, cfg.emb_dim, cfg.qkv_bias),
         **linear_shapes("W_value", kv_dim, cfg.emb_dim, cfg.qkv_bias),
-        **linear_shapes("out_proj", cfg.emb_dim, cfg.emb_dim, cfg.bias),
+        **(linear_shapes("out_proj", cfg.emb_dim, cfg.emb_dim, cfg.bias) if cfg.out_proj else {}),
     }
     return {f"{prefix}{name}": shape for name, shape in shapes.items()}
 
@@ -343,6 +344,7 @@ CHECKS = [
     _plain_check("attention_in_blocks", attention_in_blocks, BLOCK + 9, BLOCK + 9, BLOCK_SUSPECTS),
     _module_check("MultiHeadAttention", tiny_config(), [EXTRA_NORM, *HEAD_SUSPECTS]),
     _module_check("无 qkv 偏置", tiny_config(qkv_bias=False), []),
+    _module_check("无 out_proj", tiny_config(out_proj=False), []),
     _module_check("RoPE 和 qk_norm", ROTARY, ROTATE_SUSPECTS + HEAD_SUSPECTS),
     _module_check("GQA（共用键和值）", tiny_config(num_kv_heads=2), GROUP_SUSPECTS + HEAD_SUSPECTS),
     _cached_check("接着缓存", ROTARY, PIECE_SUSPECTS + ROTATE_SUSPECTS),

@@ -52,6 +52,13 @@ WRONG_GELU = {
     torch.tanh: "只有 tanh，不是 GELU",
     lambda x: x: "没有激活函数",
 }
+WRONG_EXACT_GELU = {
+    gelu: "GELU 用了 tanh 近似，应为 erf 的精确式",
+    lambda x: x * torch.sigmoid(1.702 * x): "GELU 用了 sigmoid(1.702x) 的近似，应为 erf 的精确式",
+    F.relu: "用了 ReLU，不是 GELU",
+    F.silu: "用了 SiLU，不是 GELU",
+    lambda x: x: "没有激活函数",
+}
 WRONG_SQUARED_RELU = {
     F.relu: "ReLU 之后没有平方",
     torch.square: "平方之前没有 ReLU，负数也留下了",
@@ -179,6 +186,11 @@ CHECKS = [
         "gelu",
         lambda activation=gelu, **changes: Plain(activation, **changes),
         PLAIN_SUSPECTS + as_suspects(WRONG_GELU),
+    ),
+    _module_check(
+        "gelu_exact",
+        lambda activation=F.gelu, **changes: Plain(activation, **changes),
+        PLAIN_SUSPECTS + as_suspects(WRONG_EXACT_GELU),
     ),
     _module_check(
         "relu2",

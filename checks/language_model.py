@@ -104,6 +104,7 @@ PIECE_SUSPECTS = [
 POSITION_CHANGES = {"embeds_position", "position_start", "restarts"}  # RoPE 没有位置嵌入
 LLAMA = tiny_config(position="rope", norm="rms_norm", activation="swiglu", num_kv_heads=2, qk_norm=True, hidden_dim=48)
 UNTIED = tiny_config(tie_weights=False, bias=False, qkv_bias=False)
+EARLY = tiny_config(activation="gelu_exact", norm_eps=1e-12, out_proj=False, tie_weights=False)  # 本项目早期版本的结构
 
 
 def model_inputs(cfg: ModelConfig, **more: tuple[int, ...]) -> Tensors:
@@ -264,6 +265,7 @@ CHECKS = [
     _whole("GPT-2", tiny_config()),
     _whole("RoPE、RMSNorm、SwiGLU、GQA", LLAMA),
     _whole("不共用输出层、没有偏置", UNTIED),
+    _whole("gelu_exact、无 out_proj", EARLY),
     _in_pieces("接着缓存，GPT-2", tiny_config()),
     _in_pieces("接着缓存，RoPE、GQA", LLAMA),
     fact_check(

@@ -1,27 +1,29 @@
 """检查 model/layer_norm.py：参照是 F.layer_norm 和 F.rms_norm。"""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from checks.building import Tensors, install, random_inputs
+from checks.building import Tensors, install, random_inputs, tiny_config
 from checks.comparison import Check, Suspect, fact_check
-from model.layer_norm import LayerNorm, RMSNorm, layer_norm_by_definition, rms_norm_by_definition
+from model.layer_norm import LayerNorm, RMSNorm, build_norm, layer_norm_by_definition, rms_norm_by_definition
 
 USES = ()
 EPS = 1e-5  # GPT-2 的取值；不从 model/ 引用，那边改错了才看得出来
+OTHER_EPS = 1e-3  # 配置里写了 norm_eps 时
 DIM = 16
 SCALES = (1.0, 0.01, 3.0)  # 有一行的方差只有 1e-4，eps 写错一点也显出来
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.layer_norm(x, weight.shape, weight, bias, EPS)
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = EPS) -> Tensor:
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
-def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-    return F.rms_norm(x, weight.shape, weight, EPS)
+def rms_norm(x: Tensor, weight: Tensor, eps: float = EPS) -> Tensor:
+    return F.rms_norm(x, weight.shape, weight, eps)
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,18 @@ def _rms_norm_inputs() -> Tensors:
     return _inputs("weight")
 
 
+def _configured_check(norm: str, inputs: Callable[[], Tensors], correct: Callable[..., Tensor]) -> Check:
+    """照配置建立的，ε 也要照配置。"""
+    cfg = tiny_config(emb_dim=DIM, norm=norm, norm_eps=OTHER_EPS)
+    return Check(
+        f"{norm}，norm_eps",
+        inputs,
+        lambda inputs: install(build_norm(cfg), _parameters(inputs))(inputs["x"]),
+        lambda eps=OTHER_EPS: lambda inputs: correct(*inputs.values(), eps=eps),
+        [Suspect("eps 不对：应为配置里的 norm_eps", {"eps": EPS})],
+    )
+
+
 def _initial() -> dict[str, float]:
     norms = {"LayerNorm": LayerNorm(DIM), "RMSNorm": RMSNorm(DIM)}
     return {
@@ -168,6 +182,8 @@ CHECKS = [
         _build(rms_norm, centers=False),
         RMS_NORM_SUSPECTS,
     ),
+    _configured_check("layer_norm", _layer_norm_inputs, layer_norm),
+    _configured_check("rms_norm", _rms_norm_inputs, rms_norm),
     fact_check(
         "刚建好的参数", _initial, LAYER_NORM_ONES | LAYER_NORM_ZEROS | RMS_NORM_ONES, INITIAL_SUSPECTS, tolerance=0.0
     ),

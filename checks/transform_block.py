@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from checks import attention, feed_forward
 from checks.attention import PIECES, Heads, changes_every_time, in_pieces
@@ -21,6 +22,7 @@ Combine = Callable[[Tensor, Tensor], Tensor]
 # 配置里的激活函数 -> 前馈网络的参照；参数名都接在 ff. 之后
 FEED_FORWARDS = {
     "gelu": feed_forward.Plain(feed_forward.gelu),
+    "gelu_exact": feed_forward.Plain(functional.gelu),
     "relu2": feed_forward.Plain(feed_forward.squared_relu),
     "swiglu": feed_forward.Gated(),
 }
@@ -34,8 +36,8 @@ def under(inputs: Tensors, prefix: str) -> Tensors:
 def normalize(cfg: ModelConfig, x: Tensor, parameters: Tensors) -> Tensor:
     """按配置归一化。"""
     if cfg.norm == "rms_norm":
-        return rms_norm(x, parameters["weight"])
-    return layer_norm(x, parameters["weight"], parameters.get("bias"))
+        return rms_norm(x, parameters["weight"], cfg.norm_eps)
+    return layer_norm(x, parameters["weight"], parameters.get("bias"), cfg.norm_eps)
 
 
 @dataclass(frozen=True)

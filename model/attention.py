@@ -81,7 +81,7 @@ class MultiHeadAttention(nn.Module):
         self.W_query = nn.Linear(cfg.emb_dim, cfg.emb_dim, bias=cfg.qkv_bias)
         self.W_key = nn.Linear(cfg.emb_dim, kv_dim, bias=cfg.qkv_bias)
         self.W_value = nn.Linear(cfg.emb_dim, kv_dim, bias=cfg.qkv_bias)
-        self.out_proj = nn.Linear(cfg.emb_dim, cfg.emb_dim, bias=cfg.bias)
+        self.out_proj = nn.Linear(cfg.emb_dim, cfg.emb_dim, bias=cfg.bias) if cfg.out_proj else nn.Identity()
         self.qk_norm = QKNorm(cfg.head_dim) if cfg.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, position: nn.Module, cache: KVCache | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 
 POSITIONS = ("learned", "rope")
 NORMS = ("layer_norm", "rms_norm")
-ACTIVATIONS = ("gelu", "swiglu", "relu2")
+ACTIVATIONS = ("gelu", "gelu_exact", "swiglu", "relu2")
 
 SIZES = ("vocab_size", "context_length", "emb_dim", "num_heads", "num_layers", "num_kv_heads", "hidden_dim")  # 正整数
 MAX_SIZE = 2**31 - 1  # 比任何真实的模型都大得多，又不会让后面的算术溢出
@@ -40,12 +40,14 @@ class ModelConfig:
     num_kv_heads: int | None = None  # 键和值的头数，须整除 num_heads；None 表示与 num_heads 相同
     position: str = "learned"  # 位置信息：learned | rope
     norm: str = "layer_norm"  # 归一化：layer_norm | rms_norm
-    activation: str = "gelu"  # 前馈层的激活：gelu | swiglu | relu2
+    activation: str = "gelu"  # 前馈层的激活：gelu | gelu_exact | swiglu | relu2
     hidden_dim: int | None = None  # 前馈层的中间维度；None 表示 4 × emb_dim
     qk_norm: bool = False  # 点积之前是否归一化查询和键
     tie_weights: bool = True  # 输出层是否与 token 嵌入共用一个矩阵
     bias: bool = True  # 除 qkv 以外的线性层和 LayerNorm 是否带偏置
     rope_base: float = 10000.0  # RoPE 的波长底数
+    norm_eps: float = 1e-5  # 归一化的分母里防止除以 0 的 ε
+    out_proj: bool = True  # 各头的输出接起来之后是否再过一个线性层
 
     def __post_init__(self):
         self._check_types()
@@ -64,10 +66,10 @@ class ModelConfig:
                 raise ConfigError(f"{name} 应为正整数，收到 {_as_json(value)}")
             if not optional and value > MAX_SIZE:
                 raise ConfigError(f"{name} 最大为 {MAX_SIZE}，收到 {value}")
-        for name in ("qkv_bias", "qk_norm", "tie_weights", "bias"):
+        for name in ("qkv_bias", "qk_norm", "tie_weights", "bias", "out_proj"):
             if type(getattr(self, name)) is not bool:
                 raise ConfigError(f"{name} 应为 true 或 false，收到 {_as_json(getattr(self, name))}")
-        for name in ("drop_rate", "rope_base"):
+        for name in ("drop_rate", "rope_base", "norm_eps"):
             value = getattr(self, name)
             # 很大的整数不能变成浮点数，所以比较大小而不用 isfinite
             if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
@@ -87,6 +89,8 @@ class ModelConfig:
             raise ConfigError(f"position=rope 要求 emb_dim / num_heads 为偶数，收到 {self.head_dim}")
         if self.rope_base <= 1:
             raise ConfigError(f"rope_base 应大于 1，收到 {self.rope_base}")
+        if not 0 < self.norm_eps < 1:
+            raise ConfigError(f"norm_eps 应在 (0, 1) 内，收到 {self.norm_eps}")
 
     @property
     def head_dim(self) -> int:
@@ -122,7 +126,7 @@ def count_parameters(cfg: ModelConfig) -> dict[str, int]:
     bias = int(cfg.bias)
     norm = cfg.emb_dim * (2 if cfg.norm == "layer_norm" and cfg.bias else 1)
     projections = cfg.emb_dim * (cfg.emb_dim + 2 * kv_dim) + int(cfg.qkv_bias) * (cfg.emb_dim + 2 * kv_dim)
-    output = cfg.emb_dim * cfg.emb_dim + bias * cfg.emb_dim
+    output = int(cfg.out_proj) * (cfg.emb_dim * cfg.emb_dim + bias * cfg.emb_dim)
     num_up = 2 if cfg.activation == "swiglu" else 1  # SwiGLU 有两个升维矩阵
     feed_forward = (num_up + 1) * cfg.emb_dim * cfg.hidden_dim + bias * (num_up * cfg.hidden_dim + cfg.emb_dim)
     return {

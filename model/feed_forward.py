@@ -63,6 +63,7 @@ class GatedFeedForward(nn.Module):
 
 FEED_FORWARDS = {
     "gelu": lambda cfg: FeedForward(cfg, GELU()),
+    "gelu_exact": lambda cfg: FeedForward(cfg, nn.GELU()),  # 准确的 x·Φ(x)，不用近似
     "relu2": lambda cfg: FeedForward(cfg, SquaredReLU()),
     "swiglu": GatedFeedForward,
 }

@@ -40,7 +40,8 @@ class LanguageModel(nn.Module):
         for block in self.trf_blocks:
             # 残差上叠加了 2 × num_layers 次输出，按 1/√(2·num_layers) 缩小，总方差才不随深度增长
             for projection in (block.attn.out_proj, block.ff.out_proj):
-                nn.init.normal_(projection.weight, std=INIT_STD / math.sqrt(2 * cfg.num_layers))
+                if isinstance(projection, nn.Linear):
+                    nn.init.normal_(projection.weight, std=INIT_STD / math.sqrt(2 * cfg.num_layers))
 
     def features(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """(batch, seq) -> (batch, seq, emb_dim)，最后一层归一化之后、投影到词表之前的向量。"""

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -134,6 +135,45 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
     own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **numbers}
     shared = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "PYTHONIOENCODING": "utf-8"}
     return {**os.environ, **shared, **{name: str(value) for name, value in own.items()}}
+
+
+@pytest.fixture(scope="module")
+def tab():
+    """系统上装的 Chromium 里的一个标签页，没有窗口，断了网；没有装，或打不开，就跳过并说明。"""
+    from playwright.sync_api import Error, sync_playwright  # 导入要半秒，只有看网页的测试用
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if not path:
+        pytest.skip("没有装 Chromium：网页在浏览器里的样子没有测，其余照常")
+    with sync_playwright() as playwright:
+        try:  # root 不能用沙盒
+            browser = playwright.chromium.launch(executable_path=path, chromium_sandbox=False, args=["--disable-gpu"])
+        except Error as error:  # 如 Ubuntu 的 chromium-browser 只是一句“请装 snap”
+            pytest.skip(f"{path} 打不开（{str(error).splitlines()[0]}）：网页在浏览器里的样子没有测，其余照常")
+        yield browser.new_page(offline=True)
+        browser.close()
+
+
+@pytest.fixture
+def page(tab):
+    """标签页，宽 1280，浅色；测试之后，没有过脚本的错误、控制台里的错误和警告，也没有要过别的文件。"""
+    errors, requests = [], []
+    listeners = {
+        "console": lambda message: message.type in ("error", "warning", "assert") and errors.append(message.text),
+        "pageerror": lambda error: errors.append(str(error)),
+        "request": lambda request: requests.append(request.url),
+    }
+    tab.set_viewport_size({"width": 1280, "height": 900})
+    tab.emulate_media(color_scheme="light")
+    for event, listener in listeners.items():
+        tab.on(event, listener)
+    yield tab
+    tab.evaluate("0")  # 事件和回答走同一条路：回答到了，之前的事件也都到了
+    for event, listener in listeners.items():
+        tab.remove_listener(event, listener)
+    assert errors == []
+    assert requests == [tab.url]
 
 
 @pytest.fixture

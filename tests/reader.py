@@ -251,7 +251,10 @@ def check_pip(command: Command) -> None:
     """装的是项目的某个依赖列表。"""
     words = command.words[command.words.index("pip") + 1 :]
     assert words[0] == "install" and (ROOT / value_of("-r", words)).exists(), command
-    assert {word for word in words if word.startswith("-")} <= {"-r", "-i", "--quiet", "--disable-pip-version-check"}
+    quiet, alone = {"--quiet", "--disable-pip-version-check"}, {"--no-deps", "--ignore-requires-python"}
+    flags = {word for word in words if word.startswith("-")} - quiet
+    is_book = value_of("-r", words) == "requirements-book.txt"
+    assert flags == {"-r", *alone} if is_book else flags <= {"-r", "-i"}
 
 
 def check_uv(command: Command) -> None:

@@ -5,6 +5,8 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
+from book_reference import BOOK, ReferenceModel
 from gpt2_reference import build_reference
 
 from conftest import ROOT
@@ -13,6 +15,7 @@ CORPUS_CHARACTERS = 6000
 # 文档里这样称呼的语料：读者自己准备，或从网上下载
 OWN_CORPORA = ("我的文章.txt", "你的文件.txt", "另一份文字.txt", "语料", "data/西游记原著.txt")
 SMALL_MODEL = {"vocab_size": 300, "context_length": 64, "emb_dim": 48, "num_layers": 2}
+BOOK_SHAPE = {"vocab_size": 50257, "context_length": 64, "num_layers": 1, "qkv_bias": False}
 GPT2 = {"vocab_size": 50257, "n_positions": 64, "n_embd": 64, "n_layer": 1, "n_head": 1}
 
 
@@ -35,9 +38,22 @@ def build(folder: Path) -> None:
     build_reference(**GPT2).save_pretrained(folder / "gpt2")
     (folder / "gpt2/model.safetensors").rename(folder / "data/gpt2_124M.safetensors")
     shutil.rmtree(folder / "gpt2")
+    write_book_weights(folder)
     shutil.copy(ROOT / "benchmarks/README.md", folder / "benchmarks")
     shutil.copytree(ROOT / "docs/pictures", folder / "docs/pictures")
     (folder / "练习.py").write_text('print("学习者自己写的")\n', encoding="utf-8")
+
+
+def write_book_weights(folder: Path) -> None:
+    """《从零构建大模型》的读者手里的权重：第五章的存法；头数看不出的那种和它的配置。"""
+    state = ReferenceModel(BOOK, {**BOOK_SHAPE, "emb_dim": 64, "num_heads": 1}).state_dict()
+    torch.save({"model_state_dict": state, "optimizer_state_dict": {}}, folder / "model_and_optimizer.pth")
+    narrow = {**BOOK_SHAPE, "emb_dim": 48, "num_heads": 3}
+    torch.save(ReferenceModel(BOOK, narrow).state_dict(), folder / "narrow.pth")
+    config = {
+        "n_heads" if key == "num_heads" else "n_layers" if key == "num_layers" else key: narrow[key] for key in narrow
+    }
+    (folder / "my_book_config.json").write_text(json.dumps({**config, "drop_rate": 0.1}), encoding="utf-8")
 
 
 def write_documents(folder: Path, text: str) -> None:

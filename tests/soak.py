@@ -27,12 +27,13 @@ def parse_args() -> argparse.Namespace:
 def measures() -> Iterator[tuple[str, int, Callable[[int, int, Path], str]]]:
     """(名字, 个数, 函数)；函数(个数, 种子, 文件夹) 返回一行结果，失败时抛出 AssertionError。"""
     import soak_archives
+    import soak_changes
     import soak_inputs
     import soak_kills
     import soak_resume
     import soak_saving
 
-    modules = (soak_kills, soak_resume, soak_archives, soak_inputs, soak_saving)
+    modules = (soak_kills, soak_resume, soak_changes, soak_archives, soak_inputs, soak_saving)
     return itertools.chain.from_iterable(module.measures() for module in modules)
 
 

@@ -17,6 +17,7 @@ import torch
 from soak_process import SoakResult, run_forked
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from checks.building import tiny_config
 from conftest import ROOT, write_config
@@ -25,7 +26,8 @@ from utils.data_loader import EpochSampler, split_point
 from utils.model_file import read_model_file
 from utils.text_utils import Tokenizer
 
-CONTEXT, EVAL_FREQ, EVAL_BATCH, SEED, LEARNING_RATE, WARMUP = 16, 7, 16, 123, 0.003, 5
+CONTEXT, EVAL_FREQ, EVAL_BATCH, SEED, LEARNING_RATE, WARMUP = 16, 9, 16, 123, 0.003, 5
+FIRST_STEPS = 40  # 第一次运行至少有这么多步；还没有分词器，算不出一共几步
 REHEARSED = 4  # 每次运行在训练之前试跑的步数
 CORPORA = {"原来的.txt": 1500, "长的.txt": 2300, "短的.txt": 900}  # {文件: 字数}
 WHOLE_LINE = re.compile(r"(Best|Last|Kept) validate loss (\S+) \(Step (\d+)\), (\S+) nats/char")
@@ -35,9 +37,9 @@ WHOLE_LINE = re.compile(r"(Best|Last|Kept) validate loss (\S+) \(Step (\d+)\), (
 class Leg:
     """一次运行。"""
 
-    batch_size: int = 4
+    batch_size: int = 8
     accumulation_steps: int = 1
-    epochs: int = 3
+    epochs: int = 2
     max_steps: int | None = None
     eval_iter: int | None = None
     keep: str = "best"
@@ -52,10 +54,10 @@ class Leg:
 
 
 CHANGES = {
-    "batch_size": [1, 2, 3, 8, 16],
+    "batch_size": [2, 3, 5, 16],
     "accumulation_steps": [2, 3],
-    "epochs": [2, 4, 5],
-    "max_steps": [60, 150],
+    "epochs": [1, 3, 4],
+    "max_steps": [40, 70],
     "eval_iter": [1, 2, 3],
     "keep": ["last", "best"],
     "corpus": list(CORPORA),
@@ -69,7 +71,7 @@ def draw_legs(generator: random.Random) -> list[Leg]:
     for _ in range(generator.choice((1, 1, 2))):
         names = generator.sample(list(CHANGES), generator.choice((1, 1, 2)))
         changes = {name: generator.choice(CHANGES[name]) for name in names}
-        legs.append(replace(legs[-1], loses_model=False, **{}) if not changes else replace(legs[-1], **changes))
+        legs.append(replace(legs[-1], **{"loses_model": False, **changes}))
     stops = [generator.choice((None, *[generator.uniform(0.1, 0.95) for _ in range(4)])) for _ in legs[:-1]]
     return [replace(leg, stops_after=stop) for leg, stop in zip(legs, [*stops, None], strict=True)]
 
@@ -234,7 +236,7 @@ def stop_after(steps: int) -> Callable[[], None]:
     def arm() -> None:
         calls = iter(range(1 - REHEARSED, 10**6))
         stop = lambda *_: os.kill(os.getpid(), signal.SIGTERM) if next(calls) == steps else None  # noqa: E731
-        torch.optim.optimizer.register_optimizer_step_post_hook(stop)
+        register_optimizer_step_post_hook(stop)
 
     return arm
 
@@ -305,8 +307,7 @@ def check_case(folder: Path, legs: list[Leg]) -> None:
     for number, leg in enumerate(legs):
         if replay:
             replay.begin(leg)
-        # 第一次还没有分词器，不知道一共几步，就在头几步里停
-        steps = replay.steps_left() if replay else 100
+        steps = replay.steps_left() if replay else FIRST_STEPS
         stop = None if leg.stops_after is None or steps < 2 else max(1, int(leg.stops_after * steps))
         result = run_leg(folder, leg, number == 0, stop)
         if replay is None:

@@ -153,6 +153,7 @@ CONFIGS = (
         **TINY_FILE,
         **{"num_kv_heads": 2, "position": "rope", "norm": "rms_norm", "activation": "swiglu", "hidden_dim": 48},
         **{"qk_norm": True, "tie_weights": False, "bias": False, "rope_base": 100.0, "drop_rate": 0.1},
+        **{"norm_eps": 1e-6, "out_proj": False},
         "tokenizer": {"type": "bpe", "vocab_size": 300, "split": "han"},
         "training": {
             **{"batch_size": 3, "accumulation_steps": 2, "stride": 5, "max_minutes": 0.5, "eval_iter": 1, "seed": 1},

@@ -45,6 +45,9 @@ def test_cannot_be_changed_afterwards():
         ({"activation": ["gelu"]}, "activation 应为"),
         ({"position": "rope", "emb_dim": 36}, "为偶数，收到 9"),
         ({"rope_base": 1}, "rope_base"),
+        ({"norm_eps": 0.0}, r"norm_eps 应在 \(0, 1\) 内，收到 0.0"),
+        ({"norm_eps": "1e-5"}, "norm_eps 应为有限的数"),
+        ({"out_proj": 1}, "out_proj 应为 true 或 false"),
         ({"n_head": 4}, "未知字段 n_head，是否想写 num_heads"),
     ],
 )

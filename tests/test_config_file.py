@@ -50,6 +50,16 @@ def test_byte_order_mark_and_windows_line_ends_are_harmless(tmp_path):
     assert read(b"\xef\xbb\xbf" + text.encode(), tmp_path).model == tiny_config()
 
 
+def test_names_of_the_book_are_understood(tmp_path):
+    """《从零构建大模型》的配置叫 n_heads、n_layers。"""
+    assert (
+        read(changed().replace("num_heads", "n_heads").replace("num_layers", "n_layers"), tmp_path).model
+        == tiny_config()
+    )
+    both = refuse(changed().replace("{", '{"n_heads": 4, ', 1), tmp_path)
+    assert both == "n_heads 和 num_heads 是同一个字段。只留一个。"
+
+
 def test_repeated_field_is_named_at_every_depth(tmp_path):
     assert refuse(changed().replace("{", '{"emb_dim": 32, ', 1), tmp_path) == "字段 emb_dim 重复。只留一个。"
     assert refuse(changed().replace('"epochs"', '"epochs": 2, "epochs"'), tmp_path) == "字段 epochs 重复。只留一个。"

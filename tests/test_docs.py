@@ -2,8 +2,10 @@
 
 import ast
 import contextlib
+import dataclasses
 import importlib
 import io
+import json
 import re
 import sys
 from pathlib import Path
@@ -15,6 +17,8 @@ from reader import PROGRAMS, TRAINING
 from torch.distributed.run import get_args_parser
 
 from conftest import ROOT
+from model.config import ModelConfig
+from utils.config_file import BOOK_NAMES
 
 ESSAYS = sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "README.md")
 WITH_EXAMPLES = [*ESSAYS, ROOT / "docs" / "练习" / "README.md"]
@@ -324,6 +328,22 @@ def own_function(): ...
 
 def test_unknown_flag_is_caught(flags):
     assert unknown_flags("`--max_steps 3 --max_step`，`make --trace` 不归这里管", flags) == ["--max_step"]
+
+
+def test_table_of_configuration_fields_is_the_code():
+    """《参数》列出的字段、次序和默认值就是 ModelConfig 的。"""
+    section = (ROOT / "docs/手册/参数.md").read_text(encoding="utf-8").split("\n## 配置文件\n")[1].split("\n## ")[0]
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in section.splitlines() if line.startswith("| `")]
+    listed = {INLINE.search(row[0])[1]: row[-1].strip() for row in rows}
+    derived = {"num_kv_heads": "等于 `num_heads`", "hidden_dim": "`4 × emb_dim`"}
+    expected = {
+        field.name: derived.get(field.name)
+        or ("必填" if field.default is dataclasses.MISSING else f"`{json.dumps(field.default)}`")
+        for field in dataclasses.fields(ModelConfig)
+    }
+    assert list(listed.items()) == list(expected.items())
+    for theirs, ours in BOOK_NAMES.items():
+        assert any(f"`{ours}`" in row[0] and f"`{theirs}`" in row[0] for row in rows)
 
 
 def test_people_count_layers_heads_and_tokens_from_one():

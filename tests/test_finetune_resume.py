@@ -1,6 +1,7 @@
 """两个微调程序被打断再接着训练，与不中断的逐位相同。"""
 
 import json
+import re
 import signal
 
 import pytest
@@ -9,6 +10,8 @@ from test_finetune_classifier import make_texts
 from test_finetune_instruction import make_records
 
 from conftest import run, timeless_report, write_config
+from utils.checkpoint import read_checkpoint
+from utils.checkpoint_files import list_checkpoints
 
 run_forked = pytest.importorskip("soak_process", reason="只用于 POSIX：要用 fork").run_forked
 
@@ -52,3 +55,20 @@ def test_interrupted_run_is_bit_for_bit_the_uninterrupted_one(folder, tmp_path, 
     assert stopped.code == 128 + signal.SIGTERM and "用 --resume 继续" in stopped.stderr, stopped.stderr
     assert run_forked(program, *flags, "--resume", cwd=tmp_path).code == 0
     assert outcome(tmp_path) == whole
+
+
+def test_smaller_batch_still_ends_with_the_epochs_asked_for(folder, tmp_path):
+    for name in ("model.pth", "spam.csv"):
+        (tmp_path / name).symlink_to(folder / name)
+    flags = ("--data_path", "spam.csv", "--output_path", "out.pth", "--epochs", 3, "--eval_freq", 1000)
+    whole = run_forked("finetune_classifier.py", *flags, "--batch_size", 8, cwd=tmp_path)
+    total = int(re.search(r"共 (\d+) 步", whole.stdout)[1])
+    stop = at_step(total // 2, signal_self(signal.SIGTERM))
+    stopped = run_forked("finetune_classifier.py", *flags, "--batch_size", 8, cwd=tmp_path, in_child=stop)
+    assert stopped.code == 128 + signal.SIGTERM, stopped.stderr
+    resumed = run_forked("finetune_classifier.py", *flags, "--batch_size", 4, "--resume", cwd=tmp_path)
+    assert resumed.code == 0 and "提示：batch_size 由 8 改为 4" in resumed.stderr
+    state = read_checkpoint(list_checkpoints(tmp_path / "out.pth.ckpt")[-1])
+    place = state["progress"]
+    assert (place["epoch"], place["samples_done"]) == (3, state["epoch_size"])
+    assert f"共 {place['step']} 步" in resumed.stdout and place["step"] > total

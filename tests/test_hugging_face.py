@@ -48,7 +48,10 @@ def rewrite(folder, change):
     return path
 
 
-@pytest.mark.parametrize("changes", [{}, {"n_inner": 48}, {"tie_word_embeddings": False}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"n_inner": 48}, {"tie_word_embeddings": False}, {"layer_norm_epsilon": 1e-2, "activation_function": "gelu"}],
+)
 def test_safetensors_folder_equals_transformers(tmp_path, changes):
     reference = build_reference(**changes)
     reference.save_pretrained(tmp_path)
@@ -211,7 +214,7 @@ def test_embeddings_stay_on_disk_until_used(tmp_path):
 
 
 def test_epsilon_is_ours():
-    assert NORM_EPS == EPS
+    assert NORM_EPS == EPS == ModelConfig.norm_eps
 
 
 def test_config_is_a_valid_model_config(folder):

@@ -45,6 +45,8 @@ def test_settings_mean_the_same_to_transformers():
     assert (theirs.n_embd, theirs.n_head, theirs.n_inner, theirs.n_positions) == (32, 4, 96, 16)
     assert (theirs.attn_pdrop, theirs.tie_word_embeddings, theirs.eos_token_id) == (0.3, False, 299)
     assert theirs.activation_function == "gelu_new"
+    theirs = GPT2Config.from_dict(to_settings(tiny_config(activation="gelu_exact", norm_eps=1e-12).to_dict(), 299))
+    assert (theirs.activation_function, theirs.layer_norm_epsilon) == ("gelu", 1e-12)
 
 
 def test_head_count_comes_from_the_config_when_it_says_so():
@@ -88,6 +90,8 @@ def test_config_of_another_model_is_noticed():
         ({"n_head": "2"}, "config.json：n_head 应"),
         ({"resid_pdrop": 1.5}, r"config.json：resid_pdrop 应在 \[0, 1\) 内，收到 1.5"),
         ({"resid_pdrop": None}, "config.json：resid_pdrop 应"),
+        ({"layer_norm_epsilon": 0}, r"config.json：layer_norm_epsilon 应在 \(0, 1\) 内，收到 0"),
+        ({"layer_norm_epsilon": "1e-5"}, "config.json：layer_norm_epsilon 应"),
         ({"attn_pdrop": -1}, "config.json：attn_pdrop 应"),
         ({"resid_pdrop": 0.0}, "resid_pdrop 是 0.0、embd_pdrop 是 0.1、attn_pdrop 是 0.1，这里只能有一个 dropout"),
     ],
@@ -111,7 +115,6 @@ def test_empty_inner_size_means_four_times():
     [
         '{"model_type": "llama"}',
         '{"activation_function": "relu"}',
-        '{"layer_norm_epsilon": 1e-6}',
         '{"scale_attn_weights": false}',
         '{"scale_attn_by_inverse_layer_idx": true}',
         '{"add_cross_attention": true}',
@@ -129,7 +132,14 @@ def test_settings_that_change_the_computation_are_refused(tmp_path, text):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("position", "rope"), ("norm", "rms_norm"), ("activation", "swiglu"), ("qk_norm", True), ("num_kv_heads", 2)],
+    [
+        ("position", "rope"),
+        ("norm", "rms_norm"),
+        ("activation", "swiglu"),
+        ("qk_norm", True),
+        ("num_kv_heads", 2),
+        ("out_proj", False),
+    ],
 )
 def test_what_gpt2_lacks_cannot_be_exported(field, value):
     check_exportable(PATH, tiny_config().to_dict())

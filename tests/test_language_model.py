@@ -15,13 +15,14 @@ from utils.config_file import read_config
 CHOICES = {
     "position": ("learned", "rope"),
     "norm": ("layer_norm", "rms_norm"),
-    "activation": ("gelu", "swiglu", "relu2"),
+    "activation": ("gelu", "gelu_exact", "swiglu", "relu2"),
     "qk_norm": (False, True),
     "num_kv_heads": (4, 2),
     "tie_weights": (True, False),
     "bias": (True, False),
 }
 ALL_COMBINATIONS = [dict(zip(CHOICES, values, strict=True)) for values in itertools.product(*CHOICES.values())]
+ALL_COMBINATIONS += [{**ALL_COMBINATIONS[0], "out_proj": False, "norm_eps": 1e-12}]
 
 
 def build(**changes) -> LanguageModel:

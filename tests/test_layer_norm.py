@@ -46,5 +46,14 @@ def test_table_gives_the_configured_class():
     assert build_norm(tiny_config(bias=False)).bias is None
 
 
+def test_epsilon_comes_from_the_configuration():
+    """方差与 ε 差不多大，ε 不同结果就不同。"""
+    x = torch.randn(4, 32) * 1e-3
+    for norm, theirs in (("layer_norm", nn.LayerNorm(32, eps=1e-3)), ("rms_norm", nn.RMSNorm(32, eps=1e-3))):
+        ours = build_norm(tiny_config(norm=norm, norm_eps=1e-3))
+        torch.testing.assert_close(ours(x), theirs(x))
+        assert not torch.allclose(ours(x), build_norm(tiny_config(norm=norm))(x), atol=1e-2)
+
+
 def test_constant_input_gives_no_nan():
     assert torch.isfinite(LayerNorm(8)(torch.full((1, 8), 3.0))).all()

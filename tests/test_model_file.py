@@ -67,9 +67,6 @@ def test_tied_matrix_is_stored_once(saved):
 def test_weights_without_description_load_with_a_config(saved, tmp_path):
     model, _ = saved
     state = {name: value for name, value in model.state_dict().items() if name != "_extra_state"}
-    # 早期版本：位置嵌入在最外层，每层还存着因果掩码
-    state["pos_emb.weight"] = state.pop("position.pos_emb.weight")
-    state["trf_blocks.0.attn.mask"] = torch.ones(16, 16)
     torch.save(state, tmp_path / "plain.pth")
     file = read_model_file(tmp_path / "plain.pth")
     assert file.config is None and file.tokenizer is None
@@ -93,17 +90,6 @@ def test_weights_without_description_load_with_a_config(saved, tmp_path):
 def test_mismatch_names_the_field(saved, changes, message):
     with pytest.raises(UserError, match=message):
         load_weights(LanguageModel(tiny_config(**changes)), read_model_file(saved[1]), "x.json")
-
-
-def test_attention_without_output_projection_loads_as_identity(saved, tmp_path):
-    model, _ = saved
-    state = {name: value for name, value in model.state_dict().items() if "attn.out_proj" not in name}
-    del state["_extra_state"]
-    torch.save(state, tmp_path / "old.pth")
-    again = LanguageModel(tiny_config())
-    load_weights(again, read_model_file(tmp_path / "old.pth"), "配置")
-    attention, x = again.trf_blocks[0].attn, torch.randn(1, 3, 32)
-    assert torch.equal(attention.out_proj(x), x)
 
 
 def test_untied_weights_are_not_silently_tied(tmp_path):

@@ -43,6 +43,16 @@ def test_difference_that_breaks_the_run_is_refused(ours, message):
         compare(ours)
 
 
+def test_checkpoint_from_before_a_field_existed_means_its_default():
+    """没有 norm_eps 的检查点是用 1e-5 训练的。"""
+    recorded = asdict(identity())
+    del recorded["config"]["norm_eps"]
+    assert compare_runs(PATH, recorded, identity(), False) == []
+    changed = replace(identity(), config={**identity().config, "norm_eps": 1e-3})
+    with pytest.raises(UserError, match="norm_eps 是 1e-05，现在是 0.001"):
+        compare_runs(PATH, recorded, changed, False)
+
+
 FILES = "1 utf-8 a.txt\n2 utf-8 b 2.jsonl\n3 utf-8 sub/c.txt"
 
 
@@ -72,7 +82,8 @@ def test_fingerprint_shown_is_one_line():
 
 
 def test_changed_data_is_allowed_on_request():
-    assert compare(replace(identity(), data="别的"), allow_data_change=True) == []
+    (note,) = compare(replace(identity(), data="别的"), allow_data_change=True)
+    assert note == "提示：数据换过了，还没做的轮次用新的"
 
 
 def test_other_settings_are_only_mentioned():
@@ -80,6 +91,8 @@ def test_other_settings_are_only_mentioned():
     assert note == "提示：learning_rate 由 0.0004 改为 0.1，从这里起用新的"
     (note,) = compare(identity(TrainingSettings(max_steps=20)))
     assert "max_steps 由 未指定 改为 20" in note
+    (note,) = compare(identity(TrainingSettings(keep="last")))
+    assert note == "提示：keep 由 best 改为 last，从这里起用新的"
     assert compare(identity(TrainingSettings(stride=16))) == []  # 本来就是上下文长度
     assert compare(identity(TrainingSettings(save_minutes=1.0, save_every=3, sample_prompt="师父"))) == []
 

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from utils.checkpoint import Checkpoints, DamagedError, read_checkpoint
 from utils.errors import UserError
 from utils.settings import TrainingSettings
 from utils.sharded_checkpoint import METADATA_NAME, flatten, restore, save_folder
+from utils.train_utils import Evaluation
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")  # 只有一个进程，我们知道
 
@@ -102,7 +104,8 @@ def test_old_folders_are_pruned_and_half_written_ones_removed(state, tmp_path):
     (tmp_path / ".step-00000005.ckpt.abcdefgh.tmp").mkdir()
     (tmp_path / "我的笔记").mkdir()
     checkpoints.remove_leftovers()
-    checkpoints._prune([{"step": 0, "validate_loss": 5.0}, {"step": 2, "validate_loss": 3.0}])
+    losses = ((0, 5.0), (2, 3.0))
+    checkpoints._prune([asdict(Evaluation(1, step, 0, 0.0, 0.0, loss, loss)) for step, loss in losses])
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["step-00000002.ckpt", "step-00000003.ckpt", "step-00000004.ckpt", "我的笔记"]
 

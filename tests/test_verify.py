@@ -80,7 +80,7 @@ def test_two_mistakes_at_once_are_both_named(project):
 
 
 def test_mistake_in_a_part_is_blamed_on_the_part(project):
-    said = explain(project, "transform_block", "EPS = 1e-5", "EPS = 1e-2", "model/layer_norm.py")
+    said = explain(project, "transform_block", "self.bias, self.eps)", "self.bias, 1e-2)", "model/layer_norm.py")
     assert "它用到的 layer_norm 与参照不同，先改那里：python verify.py layer_norm" in said
 
 

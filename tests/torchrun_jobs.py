@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from conftest import ROOT, free_port, last_of_each, rank_environment, write_config
+from utils.process_group import FRESH_STORE
 
 NO_WINDOWS = pytest.mark.skipif(
     sys.platform == "win32", reason="torch 的 Windows 版没有 gloo 以外的进程组，torchrun 未测"
@@ -121,7 +122,7 @@ def run_two_agents(folders: tuple[Path, Path], jobs: list[dict], *flags: str) ->
         (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
         command = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", *flags]
         command += ["--rdzv_endpoint", f"127.0.0.1:{port}", str(JOB), "jobs.json"]
-        env = {**rank_environment(0, 1, port), "GLOO_SOCKET_IFNAME": LOOPBACK}
+        env = {**rank_environment(0, 1, port), "GLOO_SOCKET_IFNAME": LOOPBACK, FRESH_STORE: "1"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
         torchrun = [sys.executable, "-m", "torch.distributed.run", *command]
         started.append(subprocess.Popen(torchrun, cwd=folder, env=env, **pipes))

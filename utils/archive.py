@@ -18,7 +18,7 @@ from utils.files import READ_BYTES, check_input_file
 
 NOT_A_MODEL = "已损坏或不是模型文件"
 RESTORE = "重新训练，或换回完好的备份。"
-ONLY_OURS = "只能读取这个项目的程序写出的，和 Hugging Face 的 GPT-2。"
+ONLY_OURS = "只能读取这个项目的程序写出的，Hugging Face 的 GPT-2，和《从零构建大模型》的 GPTModel。"
 SEAL_START = b"PocketLLM sha256 "
 SEAL_BYTES = len(SEAL_START) + 2 * hashlib.sha256().digest_size
 LENGTH_BYTES = 2  # zip 的最后一个字段：注释的长度

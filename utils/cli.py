@@ -237,7 +237,8 @@ def visible_text(text: str) -> str:
 def add_finetuning_arguments(parser: ArgumentParser, data_path: str, output_path: str, modes: tuple[str, ...]) -> None:
     """微调程序共有的参数：从哪个模型开始，数据和结果在哪里，训练哪些参数（名字见 model/trainable.py）。"""
     add = parser.add_argument
-    start = "预训练好的模型，也可以是 Hugging Face 的 GPT-2（默认 %(default)s）"
+    add("--config", type=file_path, help="模型配置文件（默认用模型文件里记录的配置）")
+    start = "预训练好的模型，也可以是 GPT-2 或书里的权重（默认 %(default)s）"
     add("--init_from", "--model_path", dest="model_path", type=file_path, default="model.pth", help=start)
     add("--data_path", type=file_path, default=data_path, help="微调数据（默认 %(default)s）")
     add("--output_path", type=file_path, default=output_path, help="微调好的模型存到哪里（默认 %(default)s）")

@@ -16,6 +16,7 @@ TOKENIZER_SPLITS = ("gpt2", "han")  # 与 text_utils.SPLIT_PATTERNS 的名字相
 MIN_BPE_VOCAB_SIZE = 257  # 256 个字节和一个文本结束符
 MAX_BPE_VOCAB_SIZE = 1_000_000  # 训练词表的库按它预留内存
 MAX_DIGITS = 1000
+BOOK_NAMES = {"n_heads": "num_heads", "n_layers": "num_layers"}  # 《从零构建大模型》里的叫法
 EXAMPLE = "写法见 configs/pocket_config_3M.json。"
 
 
@@ -37,7 +38,11 @@ def read_config(path: Path, build_model_config: Callable[[dict], Any]) -> Config
 def read_values(path: Path) -> dict:
     """读出配置文件里的各个字段，还未检查。"""
     available = "、".join(sorted(item.name for item in CONFIGS_DIR.glob("*.json")))
-    return _parse_json(read_input_file(path, "配置文件", f"configs/ 下可用：{available}。"), path)
+    values = _parse_json(read_input_file(path, "配置文件", f"configs/ 下可用：{available}。"), path)
+    for theirs, ours in BOOK_NAMES.items():
+        if theirs in values and ours in values:
+            raise UserError(path, f"{theirs} 和 {ours} 是同一个字段", "只留一个。")
+    return {BOOK_NAMES.get(name, name): value for name, value in values.items()}
 
 
 def build_config(values: dict, path: Path, build_model_config: Callable[[dict], Any]) -> ConfigFile:

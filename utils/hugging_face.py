@@ -15,6 +15,7 @@ from torch import Tensor
 
 from utils.adapter import LORA_PREFIX
 from utils.archive import NOT_A_MODEL
+from utils.book_weights import convert, project_of
 from utils.errors import UserError
 from utils.hugging_face_config import (
     CONFIG_NAME,
@@ -50,7 +51,7 @@ ALIGNMENT = 8  # 文件头补到 8 的倍数，后面的数才都在整字的位
 
 
 def read_weights_file(path: Path) -> ModelFile:
-    """检查并读出自己的或 Hugging Face 的权重文件，或装着它的文件夹；有任何不对都抛出 UserError。"""
+    """检查并读出权重文件，或装着它的文件夹：自己的、Hugging Face 的、别的项目的；有任何不对都抛出 UserError。"""
     return open_weights_file(check_weights_file(path))
 
 
@@ -58,7 +59,9 @@ def open_weights_file(path: Path) -> ModelFile:
     """read_weights_file 的后一半，用在 check_weights_file 已经通过之后。不必转置的权重都映射在文件上。"""
     path = find_weights_file(path)
     state = _load_tensors(path)
-    state = state.get("model", state)  # 也可以是续练用的检查点
+    state = state.get("model", state.get("model_state_dict", state))  # 也可以是续练用的检查点
+    if isinstance(state, dict) and (project := project_of([str(name) for name in state])):
+        return convert(model_file_of(path, state), project)
     if not isinstance(state, dict) or not is_hugging_face(state):
         if path.name in HUGGING_FACE_NAMES or is_safetensors(path):
             raise UserError(path, "不是 GPT-2 的权重", "只能读取 GPT-2 的结构，和自己训练的模型。")

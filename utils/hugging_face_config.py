@@ -14,9 +14,14 @@ MASKS = (".attn.bias", ".attn.masked_bias")  # 因果掩码，不是权重
 HEAD_DIM = 64  # 发布的四种大小都是
 DROP_RATE = 0.1
 NORM_EPS = 1e-5
-ACTIVATIONS = {"gelu": "gelu_new", "relu2": "relu2"}  # {我们的名字: 它的名字}
+ACTIVATIONS = {"gelu": "gelu_new", "gelu_exact": "gelu", "relu2": "relu2"}  # {我们的名字: 它的名字}
 TEMPLATE_FIELD = "prompt_template"  # transformers 不认识，原样保留
-GPT2_CHOICES = {"position": "learned", "norm": "layer_norm", "qk_norm": False}  # 这些字段 GPT-2 没有别的选择
+GPT2_CHOICES = {
+    "position": "learned",
+    "norm": "layer_norm",
+    "qk_norm": False,
+    "out_proj": True,
+}  # 这些字段 GPT-2 没有别的选择
 SIZE_FIELDS = {  # {它的名字: 我们的名字}
     "vocab_size": "vocab_size",
     "n_positions": "context_length",
@@ -28,7 +33,6 @@ SIZE_FIELDS = {  # {它的名字: 我们的名字}
 KNOWN_SETTINGS = {
     "model_type": ("gpt2",),
     "activation_function": tuple(ACTIVATIONS.values()),
-    "layer_norm_epsilon": (NORM_EPS,),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
@@ -68,7 +72,7 @@ def to_settings(config: dict, end_of_text_id: int, template: str | None = None) 
         "n_inner": config["hidden_dim"],
         "activation_function": ACTIVATIONS[config["activation"]],
         **dict.fromkeys(DROP_RATES, config["drop_rate"]),
-        "layer_norm_epsilon": NORM_EPS,
+        "layer_norm_epsilon": config["norm_eps"],
         "tie_word_embeddings": config["tie_weights"],
         "bos_token_id": end_of_text_id,
         "eos_token_id": end_of_text_id,
@@ -131,6 +135,7 @@ def recognize_config(path: Path, shapes: dict[str, tuple[int, ...]], settings: d
         "num_heads": settings.get("n_head") or emb_dim // HEAD_DIM,
         "drop_rate": settings.get(DROP_RATES[0], DROP_RATE),
         "qkv_bias": True,
+        "norm_eps": settings.get("layer_norm_epsilon", NORM_EPS),
         "activation": activation[settings.get("activation_function", ACTIVATIONS["gelu"])],
     }
 
@@ -149,6 +154,13 @@ def _check_settings(path: Path, sizes: dict[str, int], settings: dict) -> None:
     config_path = path.with_name(CONFIG_NAME)
     if num_heads is not None and (type(num_heads) is not int or num_heads < 1 or emb_dim % num_heads):
         raise UserError(config_path, f"n_head 应能整除 n_embd={emb_dim}，收到 {num_heads}", DOWNLOAD_AGAIN)
+    _check_rates(config_path, settings)
+
+
+def _check_rates(config_path: Path, settings: dict) -> None:
+    epsilon = settings.get("layer_norm_epsilon", NORM_EPS)
+    if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
+        raise UserError(config_path, f"layer_norm_epsilon 应在 (0, 1) 内，收到 {epsilon}", "改成 1e-5，或删去这一项。")
     drop_rates = {field: settings.get(field, DROP_RATE) for field in DROP_RATES}
     for field, drop_rate in drop_rates.items():
         if type(drop_rate) not in (int, float) or not 0 <= drop_rate < 1:

@@ -35,6 +35,7 @@ class ModelFile:
     origin: dict | None  # 第几步的权重，验证损失多少
     labels: list[str] | None = None  # 分类模型的标签
     template: str | None = None  # 指令模型的提示语模板
+    project: str | None = None  # 别的项目的权重：哪个项目；config 里没有头数，见 book_weights.py
 
 
 def save_state(path: Path, state: dict, keep_old: bool = False) -> Path | None:
@@ -166,7 +167,7 @@ def load_weights(model: nn.Module, file: ModelFile, config_name: object, assign:
     assign 时直接用文件里的张量代替模型的，不复制。
     """
     check_config(file, model.cfg, config_name)
-    weights = _with_our_names(file.weights)
+    weights = file.weights
     expected = {name: value for name, value in model.state_dict().items() if name != DESCRIPTION_KEY}
     for name in expected.keys() | weights.keys():
         ours, theirs = (f"是 {tuple(w[name].shape)}" if name in w else "没有" for w in (expected, weights))
@@ -183,7 +184,7 @@ def load_weights(model: nn.Module, file: ModelFile, config_name: object, assign:
 
 def check_config(file: ModelFile, cfg: Any, config_name: object) -> None:
     """能由权重的形状反推的配置字段都要一致；在建立模型之前调用，写错的配置就不会先占满内存。"""
-    for field, (actual, configured) in _compare_fields(_with_our_names(file.weights), cfg).items():
+    for field, (actual, configured) in _compare_fields(file.weights, cfg).items():
         if actual != configured:
             reason = f"与 {config_name} 不符：{field} 权重为 {actual}，配置为 {configured}"
             raise UserError(file.path, reason, SAME_CONFIG)
@@ -199,22 +200,6 @@ def _compare_fields(weights: dict[str, Tensor], cfg: Any) -> dict[str, tuple[Any
         fields["context_length"] = (positions.shape[0], cfg.context_length)
     blocks = {name.split(".")[1] for name in weights if name.startswith("trf_blocks.")}
     return {**fields, "num_layers": (len(blocks), cfg.num_layers)}
-
-
-def _with_our_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """早期版本的权重换成现在的名字：那时位置嵌入在最外层，因果掩码也存在文件里，前馈层有时叫 ffn。"""
-    renamed = {}
-    for name, tensor in weights.items():
-        name = name.replace(".ffn.", ".ff.")
-        if not name.endswith(".attn.mask"):
-            renamed[f"position.{name}" if name == "pos_emb.weight" else name] = tensor
-    for name in [name for name in renamed if name.endswith(".attn.W_query.weight")]:
-        # 更早的注意力没有输出投影，等于乘单位矩阵
-        prefix = name.removesuffix("W_query.weight") + "out_proj."
-        if f"{prefix}weight" not in renamed:
-            dim = renamed[name].shape[0]
-            renamed |= {f"{prefix}weight": torch.eye(dim), f"{prefix}bias": torch.zeros(dim)}
-    return renamed
 
 
 def has_tied_weights(file: ModelFile) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from utils.book_weights import complete_config
 from utils.compact_weights import compact_weights
 from utils.config_file import ConfigFile
 from utils.device import check_memory
@@ -36,23 +37,24 @@ def load_model(
 ) -> tuple[nn.Module, Tokenizer]:
     """-> (make_model(配置) 的模型, 分词器)。bytes_per_weight 是将要用的格式一个权重占几个字节。
 
-    文件说明了自己就以它为准，config 只能与它一致；否则必须给出 config。
+    文件说明了自己就以它为准，config 只能与它一致；别的项目的权重见 book_weights.py；否则必须给出 config。
     """
-    if file.config is None and config is None:
+    recorded = complete_config(file, config) if file.project else file.config
+    if recorded is None and config is None:
         raise UserError(file.path, "里面只有权重，没有记录配置", "用 --config 给出训练时的配置文件。")
     try:
-        cfg = config.model if file.config is None else read_config(file.config)
+        cfg = config.model if recorded is None else read_config(recorded)
     except (ValueError, TypeError) as error:
         raise UserError(file.path, f"记录的配置不成立（{error}）", "更新 PocketLLM，或换一个模型文件。") from None
-    if file.config is None:  # 没有自述的文件也没有说明是否共用矩阵，看权重便知
+    if recorded is None:  # 没有自述的文件也没有说明是否共用矩阵，看权重便知
         cfg = dataclasses.replace(cfg, tie_weights=has_tied_weights(file))
-    elif config:
+    elif config and not file.project:
         _check_same_config(config, cfg, file)
     tokenizer = tokenizer_of(file, config.tokenizer if config else None)
     if cfg.vocab_size < tokenizer.vocab_size:
         reason = f"vocab_size={cfg.vocab_size} 小于分词器词表 {tokenizer.vocab_size}"
         raise UserError(file.path, reason, "换一个完好的模型文件。")
-    config_name = config.path if config else "它记录的配置"
+    config_name = config.path if config else "认出的配置" if file.project else "它记录的配置"
     check_config(file, cfg, config_name)
     needed = estimate_generation_bytes(cfg, cfg.num_parameters, bytes_per_weight)
     check_memory(needed, torch.device("cpu"), "换一个更小的模型。")

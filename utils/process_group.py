@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -17,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from utils import processes
 from utils.errors import RunError, Terminated, UserError, ignore_stop_signals, on_leaving
 
-NOTICE = timedelta(seconds=5)  # 断了之后，等各个进程留下一句话
+NOTICE_SECONDS, POLL_SECONDS = 5.0, 0.1  # 断了之后，等各个进程留下一句话；隔多久看一次
 STORE_SECONDS = 15.0  # store 断了网不会自己超时，最多问这么久
 WAITING = timedelta(hours=24)  # 等别的进程做完一件事（检查、分词）的时限
 STORE_ERRORS = (RuntimeError, OSError)  # dist.DistError 是 RuntimeError 的一种
@@ -42,8 +43,8 @@ def start(device: torch.device, patience: float) -> None:
     store = None
     try:
         store, rank, world_size = next(dist.rendezvous("env://", timeout=limit))
-        # torchrun 重新启动进程时沿用原来的 store，里面还有上一批进程的地址
-        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        if _is_store_shared():
+            store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
         on_leaving(functools.partial(leave, store))
         store.set(f"name {rank}", processes.name())
         _check_same_device(store, device.type)
@@ -55,12 +56,15 @@ def start(device: torch.device, patience: float) -> None:
         raise _describe_failed_start(error, store, patience) from None
 
 
+def _is_store_shared() -> bool:
+    """torchrun 重新启动进程时，是不是沿用原来的 TCPStore，里面还有上一批进程的地址。"""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def _check_fresh_store() -> None:
-    """几台机器上的 torchrun 数的重启次数不一样，分不出哪一批，要请它每次换一个 store。"""
-    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
-    is_shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if processes.spans_machines() and restarts and is_shared:
-        advice = f"各台机器上都先 export {FRESH_STORE}=1，再启动 torchrun。"
+    """几台机器上的 torchrun 数的重启次数不一样，靠它分不出是哪一批，要请它们每次换一个 TCPStore。"""
+    if processes.spans_machines() and _is_store_shared() and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+        advice = f"各台机器上都先设环境变量 {FRESH_STORE}=1，再启动 torchrun。"
         raise UserError("--max_restarts", "几台机器一起重新启动，要每次换一个 TCPStore", advice)
 
 
@@ -110,15 +114,14 @@ def leave(store: dist.Store, error: BaseException | None, code: int, text: str) 
     """
     if code:
         ignore_stop_signals()  # 有一个先走，torchrun 就给其余的发信号
-        is_signal = isinstance(error, (Terminated, KeyboardInterrupt))
-        kind = "signal" if is_signal else "lost" if is_lost(error) else "own"
+        kind = "signal" if isinstance(error, (Terminated, KeyboardInterrupt)) else "lost" if is_lost(error) else "own"
         _disconnect()
         _in_time(lambda: store.set(f"left {processes.rank()}", kind))
         if kind == "own":
             _tell_own(store, error, text)
             _in_time(lambda: _wait_for_notes(store))
         else:
-            gone = _in_time(lambda: _describe_gone(store, is_signal))
+            gone = _in_time(lambda: _describe_gone(store))
             _tell(_unreachable() if gone is None else gone)
     sys.stderr.flush()
     os._exit(code)  # 断了的连接会让解释器退不出去
@@ -143,13 +146,14 @@ def _tell_own(store: dist.Store, error: BaseException, text: str) -> None:
 
 def _wait_for_notes(store: dist.Store) -> list[int]:
     """等各个进程留下一句，返回没有留下的。进程 0 等全部，其余的只等它：store 可能就在它那里，它要最后走。"""
-    numbers = range(processes.world_size()) if processes.is_main() else [0]
-    with contextlib.suppress(dist.DistStoreError):
-        store.wait([f"left {number}" for number in numbers], NOTICE)
+    awaited = set(range(processes.world_size()) if processes.is_main() else [0])
+    end = time.monotonic() + NOTICE_SECONDS
+    while awaited.intersection(_without(store, "left")) and time.monotonic() < end:
+        time.sleep(POLL_SECONDS)
     return _without(store, "left")
 
 
-def _describe_gone(store: dist.Store, is_signal: bool) -> str:
+def _describe_gone(store: dist.Store) -> str:
     """谁没了，写成一行；不该由这个进程说，或没有谁没了，就是空的。"""
     gone = _wait_for_notes(store)
     if not processes.is_main() and 0 not in gone:

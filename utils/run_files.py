@@ -85,8 +85,10 @@ class RunFiles:
     @property
     def has_best(self) -> bool:
         """模型文件里的，是不是能比较的各次评估里最好的；模型文件丢过，或改过 --keep，就未必是。"""
-        losses = [record.validate_loss for record in comparable(self.records) if record.step]
-        return not losses or self.kept.validate_loss is not None and self.kept.validate_loss <= min(losses)
+        records = [record for record in comparable(self.records) if record.step]
+        best = min(records, key=lambda record: record.validate_loss, default=None)
+        loss = self.kept.validate_loss
+        return best is None or best.step == self.kept.step or loss is not None and loss <= best.validate_loss
 
     @on_main
     def _read_kept(self) -> Kept | None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ class RunIdentity:
     data: str  # 指纹；许多个文件时每个一行：指纹、编码、名字
     settings: dict
     environment: dict  # {名字: 值}；不同时结果可能有细微差别
+    defaults: dict  # {配置字段: 默认值}：比某个字段还早的检查点，那时的做法就是它
 
     @classmethod
     def of(
@@ -44,7 +45,8 @@ class RunIdentity:
         }
         tokenizer = _digest(model.tokenizer_state)
         effective = {**asdict(settings), "stride": settings.stride or model.cfg.context_length}
-        return cls({**model.cfg.to_dict(), **details}, tokenizer, data_digest, effective, environment)
+        defaults = {field.name: field.default for field in fields(model.cfg) if field.default is not MISSING}
+        return cls({**model.cfg.to_dict(), **details}, tokenizer, data_digest, effective, environment, defaults)
 
     @property
     def data_digest(self) -> str:
@@ -58,7 +60,7 @@ def _digest(value: object) -> str:
 
 def compare_runs(path: Path, recorded: dict, ours: RunIdentity, allow_data_change: bool) -> list[str]:
     """recorded 是检查点 path 里的 asdict(RunIdentity)。不能接着训练的差别抛出 UserError，可以的返回说明。"""
-    for field, old, new in _differences(recorded["config"], ours.config):
+    for field, old, new in _differences({**ours.defaults, **recorded["config"]}, ours.config):
         raise UserError(path, f"{field} 是 {old}，现在是 {new}", "改回原来的，或去掉 --resume 从头训练。")
     if recorded["data"] != ours.data and not allow_data_change:
         named = all(len(line.split(" ")) > 2 for data in (recorded["data"], ours.data) for line in data.split("\n"))
