@@ -416,6 +416,12 @@ def test_damaged_history_is_refused(spoil):
         RunHistory.from_state(state)
 
 
+def test_gradient_norms_of_earlier_checkpoints_continue_the_same_lines():
+    state = json.loads(json.dumps(GOOD))
+    state["observations"][0]["gradient_norms"] = {"嵌入": 0.5, "第 1 块": 0.25}
+    assert RunHistory.from_state(state).observations[0].gradient_norms == {"嵌入": 0.5, "第 1 层": 0.25}
+
+
 def spoiled_run(tmp_path) -> TrainingRun:
     """第三步之后权重变成 nan。"""
     trainer = make_trainer(eval_freq=100)
