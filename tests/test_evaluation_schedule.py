@@ -21,6 +21,7 @@ from utils.evaluation_schedule import (
     count_samples,
     forward_share,
 )
+from utils.evaluation_set import EVAL_BATCH
 from utils.settings import TrainingSettings
 
 DERIVED = TrainingSettings(batch_size=4)
@@ -68,7 +69,7 @@ def test_resumed_run_is_evaluated_at_the_same_steps(stop, every):
     for evaluated in {[step for step in whole if step <= stop][-1], [step for step in whole if step < stop][-1]}:
         trainer = make_trainer(replace(DERIVED, eval_freq=every))
         trainer.step, trainer.evaluated_step = stop, evaluated
-        schedule = EvaluationSchedule.of(trainer, Budget(total))
+        schedule = EvaluationSchedule.of(trainer, Budget(max_steps=total))
         after = [step for step in range(stop, total + 1) if schedule.is_due(step, step / total)]
         assert after == [step for step in whole if step > evaluated]
 
@@ -79,7 +80,7 @@ def test_run_by_the_clock_has_its_points_spread_over_the_time(monkeypatch):
     monkeypatch.setattr("utils.budget.time.monotonic", lambda: now[0])
     trainer = make_trainer(DERIVED)
     trainer.on_step = lambda *_: now.__setitem__(0, now[0] + (1.0 if now[0] < 100 else 3.0))
-    records = list(trainer.run(Budget(10**6, max_seconds=200.0)))
+    records = list(trainer.run(Budget(max_seconds=200.0)))
     assert [record.seconds for record in records] == pytest.approx(
         [0, 5, *range(10, 101, 10), *(100 + 3 * math.ceil(10 * k / 3) for k in range(1, 11))]
     )
@@ -91,7 +92,7 @@ def test_resumed_run_by_the_clock_neither_repeats_nor_skips(monkeypatch):
     monkeypatch.setattr("utils.budget.time.monotonic", lambda: now[0])
     trainer = make_trainer(DERIVED)
     trainer.step, trainer.evaluated_step = 47, 40
-    budget = Budget(10**6, max_seconds=200.0)
+    budget = Budget(max_seconds=200.0)
     budget.continue_after(47.0)
     schedule = EvaluationSchedule.of(trainer, budget)
     due = [step for step in range(47, 90) if schedule.is_due(step, step / 200)]
@@ -147,12 +148,12 @@ def test_plan_decides_the_samples_unless_they_are_given():
     for trainer in (given, derived):
         trainer.rehearse = lambda: 0.01
         plan_budget(trainer, 0.0)
-    assert len(given.validate_sample.dataset) == 4
+    assert len(given.validate_sample.dataset) == min(EVAL_BATCH, 7)
     assert len(derived.validate_sample.dataset) == len(derived.train_sample.dataset) == 7  # 全部
 
 
 def test_samples_are_those_of_the_checkpoint():
-    for eval_iter, recorded, expected in ((None, 3, 3), (None, None, 7), (1, 3, 4)):
+    for eval_iter, recorded, expected in ((None, 3, 3), (None, None, 7), (1, 3, min(EVAL_BATCH, 7))):
         trainer = make_trainer(replace(DERIVED, eval_iter=eval_iter))
         continue_evaluations(trainer, recorded)
         assert len(trainer.validate_sample.dataset) == expected
@@ -160,7 +161,7 @@ def test_samples_are_those_of_the_checkpoint():
 
 def test_schedule_moves_no_random_state():
     trainer, before = make_trainer(DERIVED), torch.get_rng_state()
-    EvaluationSchedule.of(trainer, Budget(100))
+    EvaluationSchedule.of(trainer, Budget(max_steps=100))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -174,7 +175,7 @@ def test_killed_and_resumed_run_has_the_evaluations_of_the_whole_one(tmp_path, s
             torch.manual_seed(1)
             trainer = make_run_trainer(eval_freq=None)
             trainer.evaluate_on(2 if count == 0 else 3)
-            run = start(trainer, tmp_path / folder / "m.pth", Budget(60))
+            run = start(trainer, tmp_path / folder / "m.pth", Budget(max_steps=60))
             if count:
                 run.prepare(is_resuming=True)
             if at is None:

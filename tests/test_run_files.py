@@ -49,7 +49,7 @@ def test_result_lasts_until_the_training_goes_on(tmp_path, capsys):
     files.write_result(nats_per_char=1 / 3)
     assert json.loads(files.result.read_bytes()) == {"step": 5, "nats_per_char": 1 / 3}
     again = RunFiles(files.model)
-    again.continue_run([RECORD])
+    again.continue_run([RECORD], RECORD.step)
     assert again.result.exists()  # 还没有新的评估
     again.add_record(RECORD)
     assert not again.result.exists()

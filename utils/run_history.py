@@ -69,7 +69,9 @@ class RunHistory:
 
 
 def _observation_of(state: dict) -> Observation:
-    observation = Observation(**{**state, "samples": [Sample(**item) for item in state["samples"]]})
+    norms = {name.replace("块", "层"): norm for name, norm in state["gradient_norms"].items()}  # 早期的叫“第 1 块”
+    samples = [Sample(**item) for item in state["samples"]]
+    observation = Observation(**{**state, "gradient_norms": norms, "samples": samples})
     is_right = (
         type(observation.step) is int
         and (observation.tokens_per_second is None or is_number(observation.tokens_per_second))
