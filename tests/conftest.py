@@ -74,6 +74,27 @@ def run(program: str, *args: object, cwd: Path, stdin: str | bytes = "", env: di
     return Result(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
 
 
+def assert_error(result, *parts, code=2):
+    """以 code 结束，只有一行“错误：”，里面有 parts；没有 traceback，标准输出是空的。"""
+    assert "Traceback" not in result.stderr + result.stdout, result.stderr
+    assert (result.code, result.stdout) == (code, ""), result.stderr
+    assert result.stderr.startswith("错误：") and result.stderr.count("\n") == 1, result.stderr
+    assert not [part for part in parts if part not in result.stderr], result.stderr
+
+
+def refuse(folder: Path, program: str, args: list, *parts: str) -> None:
+    """program 说一行 parts 所在的错误就退出。"""
+    assert_error(run(program, *args, cwd=folder), *parts)
+
+
+def listing(folder: Path) -> dict[str, tuple[int, bytes] | None]:
+    """{名字: (修改时间, 内容)}；文件夹和 FIFO 不能读，只记名字。"""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
 def write_config(folder: Path, **changes) -> Path:
     """把小模型的配置写成文件；changes 改其中的字段，值为 ... 表示删去。"""
     values = {key: value for key, value in {**TINY_FILE, **changes}.items() if value is not ...}

@@ -8,9 +8,14 @@ from pathlib import Path
 from conftest import ROOT
 
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("[a-z]*/README.md")})
+ESSAYS = sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "README.md")
 SHELLS = ("bash", "shell", "sh", "console", "powershell")
 FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+# 一个 python 代码块，以及紧跟着它（中间只隔空行）的 text 代码块
+EXAMPLE = re.compile(r"^```python\n(?P<code>.*?)^```$(?:\s*^```text\n(?P<output>.*?)^```$)?", re.MULTILINE | re.DOTALL)
+QUOTE = re.compile(r"^```py\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)  # 摘自项目代码，不运行
+LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
 IN_COMMENT = re.compile(r"(?:^|[：，；]|或 ?)((?:python|py|make|pip) [^：，；。]+)")
 TYPED = re.compile(r"(?:\$ |(?=\.venv/bin/))(.+)")  # 输出里照抄的命令：提示符之后的，和 make 打印的
 # “新建文件 `x.py`，写入：”之后的 python3 代码块，是读者自己写的小程序；不用 cat > x.py <<，PowerShell 里没有

@@ -20,7 +20,7 @@ from soak_process import SoakResult, run_forked
 from torch import nn
 
 from benchmarks.weights import load
-from conftest import ROOT, TINY_FILE, last_of_each
+from conftest import ROOT, TINY_FILE, last_of_each, listing
 from utils.generation import Sampling, generate_tokens, read_text_prompt, stream_text
 from utils.text_utils import END_OF_TEXT, Tokenizer, load_gpt2_tokenizer
 
@@ -71,14 +71,6 @@ def lay_out(folder: Path, files: Files) -> None:
     folder.mkdir(parents=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
-
-
-def listing(folder: Path) -> dict[str, tuple[int, bytes] | None]:
-    """{名字: (修改时间, 内容)}；文件夹只有名字。"""
-    return {
-        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) if path.is_file() else None
-        for path in folder.rglob("*")
-    }
 
 
 def find_problem(result: SoakResult) -> str:

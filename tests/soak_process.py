@@ -30,6 +30,7 @@ PRELOADED = [
     *("matplotlib.backends.backend_agg", "matplotlib.figure", "tokenizers", "torch._dynamo"),
     *("utils.corpus", "utils.dry_run", "utils.optimizers", "utils.report", "utils.training_run"),
 ]
+REHEARSED = 4  # 每次运行在训练之前试跑的步数
 MEMORY = 300_000_000  # 程序以为机器上只有这么多内存：变异出的大模型一开始就被拒绝，不会真的练上几分钟
 MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # ru_maxrss 在 macOS 上是字节，在 Linux 上是 KiB
 
@@ -71,6 +72,26 @@ def run_forked(
         stdout, stderr = (_read_all(stream).decode(encoding, "replace") for stream in streams[1:])
     code = os.waitstatus_to_exitcode(status)
     return SoakResult(code, stdout, stderr, code == -signal.SIGALRM, usage.ru_maxrss * MAXRSS_UNIT - resident)
+
+
+def at_step(number: int, act: Callable[[], object]) -> Callable[[], None]:
+    """子进程里，训练到第 number 步，反向传播之前做 act。"""
+
+    def inject() -> None:
+        backward, calls = torch.Tensor.backward, iter(range(1 - REHEARSED, 10**6))
+
+        def wrapped(*args, **options):
+            if next(calls) == number:
+                act()
+            return backward(*args, **options)
+
+        torch.Tensor.backward = wrapped
+
+    return inject
+
+
+def signal_self(signum: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), signum)
 
 
 @cache

@@ -9,22 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from builders import CONTEXT, build_trainer, random_ids, windows_loaders
 
-from conftest import timeless_report, tiny_config
-from model.language_model import LanguageModel
+from conftest import timeless_report
 from utils.budget import ENDLESS, Budget
-from utils.data_loader import EpochSampler, WindowDataset, create_dataloader
 from utils.device import autocast
 from utils.errors import Terminated
 from utils.model_file import read_model_file
-from utils.optimizers import build_optimizers
 from utils.run_identity import RunIdentity
 from utils.settings import TrainingSettings
 from utils.train_utils import Trainer
 from utils.training_run import TrainingRun
 
 CPU = torch.device("cpu")
-NUM_WINDOWS, CONTEXT = 26, 16  # 每批 4 个：一轮 7 批，最后一批只有 2 个；累积 3 批，一轮 3 步
+NUM_WINDOWS = 26  # 每批 4 个：一轮 7 批，最后一批只有 2 个；累积 3 批，一轮 3 步
 NUM_EPOCHS = 2
 
 
@@ -77,12 +75,9 @@ def _same_tensors(first: dict, second: dict) -> bool:
 def make_trainer(settings: TrainingSettings, dtype: torch.dtype = torch.float32, seed: int = 5) -> Trainer:
     """小模型和固定的数据；seed 管初始的权重和 dropout。"""
     torch.manual_seed(seed)
-    token_ids = torch.randint(0, 300, (NUM_WINDOWS * CONTEXT + 1,), generator=torch.Generator().manual_seed(7))
-    train, validate = WindowDataset(token_ids, CONTEXT, CONTEXT), WindowDataset(token_ids[:113], CONTEXT, CONTEXT)
-    sampler = EpochSampler(len(train), settings.seed)
-    loaders = create_dataloader(train, settings.batch_size, sampler), create_dataloader(validate, settings.batch_size)
-    model = LanguageModel(tiny_config(drop_rate=0.2))
-    return Trainer(model, build_optimizers(model, settings), *loaders, settings, autocast(CPU, dtype))
+    token_ids = random_ids(NUM_WINDOWS, torch.Generator().manual_seed(7))
+    loaders = windows_loaders(token_ids, token_ids[: CONTEXT * 7 + 1], settings.batch_size, settings.seed)
+    return build_trainer(settings, loaders, autocast(CPU, dtype), drop_rate=0.2)
 
 
 def start_run(

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from test_train_utils import make_trainer
+from builders import make_trainer
 
 from utils.budget import FINISHING_SECONDS, Budget, carry_over, plan_budget
 from utils.settings import TrainingSettings

@@ -5,8 +5,7 @@ from collections import Counter
 from urllib.parse import unquote
 
 import pytest
-from documented_commands import FENCE, INLINE
-from test_docs import ESSAYS, EXAMPLE, LINK, QUOTE
+from documented_commands import ESSAYS, EXAMPLE, FENCE, INLINE, LINK, QUOTE
 
 from conftest import ROOT
 from docs.pictures.__main__ import CHAPTERS as PICTURES

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from documented_commands import FENCE, INLINE, PAGES, SCRIPT, SHELLS
+from documented_commands import ESSAYS, EXAMPLE, FENCE, INLINE, LINK, PAGES, QUOTE, SCRIPT, SHELLS
 from reader import PROGRAMS, TRAINING
 from torch.distributed.run import get_args_parser
 
@@ -20,13 +20,8 @@ from conftest import ROOT
 from model.config import ModelConfig
 from utils.config_file import BOOK_NAMES
 
-ESSAYS = sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "README.md")
 WITH_EXAMPLES = [*ESSAYS, ROOT / "docs" / "练习" / "README.md"]
 
-# 一个 python 代码块，以及紧跟着它（中间只隔空行）的 text 代码块
-EXAMPLE = re.compile(r"^```python\n(?P<code>.*?)^```$(?:\s*^```text\n(?P<output>.*?)^```$)?", re.MULTILINE | re.DOTALL)
-QUOTE = re.compile(r"^```py\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)  # 摘自项目代码，不运行
-LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
 PATH = re.compile(
     r"(?<![\w./*])"  # 不从网址或更长的路径中间取
     r"(?:(?:(?:model|utils|checks|benchmarks|tests|docs)/(?:\w+/)*)?\w+\.py|configs/\w+\.json|data/\w+\.[A-Za-z0-9]+)\b"

@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_train_utils import make_trainer, run
-from test_training_run import before_step, start
-from test_training_run import make_trainer as make_run_trainer
+from builders import before_step, make_short_trainer, make_trainer, start
+from builders import run_steps as run
 
 from utils.budget import Budget, plan_budget
 from utils.errors import Terminated
@@ -173,7 +172,7 @@ def test_killed_and_resumed_run_has_the_evaluations_of_the_whole_one(tmp_path, s
         (tmp_path / folder).mkdir()
         for count, at in enumerate((*stops, None)):
             torch.manual_seed(1)
-            trainer = make_run_trainer(eval_freq=None)
+            trainer = make_short_trainer(eval_freq=None)
             trainer.evaluate_on(2 if count == 0 else 3)
             run = start(trainer, tmp_path / folder / "m.pth", Budget(max_steps=60))
             if count:

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from conftest import ROOT, TINY_MODEL, run, tiny_config, write_config
+from conftest import ROOT, TINY_MODEL, assert_error, listing, run, tiny_config, write_config
 from model.language_model import LanguageModel
 from utils.errors import UserError
 from utils.generation import Sampling, generate_text
@@ -36,22 +36,6 @@ NO_SIGINT = pytest.mark.skipif(os.name == "nt", reason="Windows 没有 preexec_f
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # 小模型多线程反而慢
-
-
-def listing(folder):
-    """{名字: (修改时间, 内容)}；FIFO 不能读，只记名字。"""
-    return {
-        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) if path.is_file() else None
-        for path in folder.rglob("*")
-    }
-
-
-def assert_error(result, *parts, code=2):
-    """以 code 结束，只有一行“错误：”，里面有 parts；没有 traceback，标准输出是空的。"""
-    assert "Traceback" not in result.stderr + result.stdout, result.stderr
-    assert (result.code, result.stdout) == (code, ""), result.stderr
-    assert result.stderr.startswith("错误：") and result.stderr.count("\n") == 1, result.stderr
-    assert not [part for part in parts if part not in result.stderr], result.stderr
 
 
 def assert_refused(folder, args, *parts, **options):

@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from conftest import ROOT, TINY_FILE, last_of_each, make_corpus, run, write_config
+from conftest import ROOT, TINY_FILE, assert_error, last_of_each, listing, make_corpus, run, write_config
 from utils import cli
 from utils.files import check_output_path
 from utils.model_file import read_model_file
@@ -39,31 +39,15 @@ def folder(tmp_path, corpus_text):
     return tmp_path
 
 
-def listing(folder):
-    """{名字: (修改时间, 内容)}；FIFO 不能读，只记名字。"""
-    return {
-        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) if path.is_file() else None
-        for path in folder.rglob("*")
-    }
-
-
 def pretrain(folder, *args, **options):
     # --data_path 可以有几个，所以不放在最后
     arguments = last_of_each("--data_path", "corpus.txt", "--config", "tiny.json", *args)
     return run("pretrain.py", *arguments, cwd=folder, **options)
 
 
-def assert_refused(result, *parts, code=2):
-    """以 code 结束，只有一行“错误：”，里面有 parts；没有 traceback，标准输出是空的。"""
-    assert "Traceback" not in result.stderr + result.stdout, result.stderr
-    assert (result.code, result.stdout) == (code, "")
-    assert result.stderr.startswith("错误：") and result.stderr.count("\n") == 1, result.stderr
-    assert not [part for part in parts if part not in result.stderr], result.stderr
-
-
 def assert_refused_and_untouched(folder, result_of, *parts, code=2):
     before = listing(folder)
-    assert_refused(result_of(), *parts, code=code)
+    assert_error(result_of(), *parts, code=code)
     assert listing(folder) == before
 
 
@@ -308,7 +292,7 @@ def test_config_that_does_not_suit_the_machine_or_the_corpus_is_refused(folder, 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="这台电脑真的有 MPS")
 def test_absent_device_is_refused(folder):
     result = pretrain(folder, "--device", "mps")
-    assert_refused(result, "--device", "未检测到可用的 MPS", "--device cpu", "--device auto")
+    assert_error(result, "--device", "未检测到可用的 MPS", "--device cpu", "--device auto")
 
 
 # ---- 语料 ----
@@ -336,7 +320,7 @@ def test_corpus_that_cannot_be_read_is_refused(folder, path, parts):
 
 def test_repeated_flag_is_refused_not_dropped(folder):
     result = run("pretrain.py", "--data_path", "one.txt", "--data_path", "two.txt", cwd=folder)
-    assert_refused(result, "--data_path：给了两次。几个取值写在一个 --data_path 后面。")
+    assert_error(result, "--data_path：给了两次。几个取值写在一个 --data_path 后面。")
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,13 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from soak_kills import SETTINGS
-from soak_process import SoakResult, run_forked
+from soak_process import SoakResult, at_step, run_forked, signal_self
 
 from conftest import last_of_each, write_config
 from utils.checkpoint import read_checkpoint
@@ -28,7 +27,6 @@ pty = pytest.importorskip("pty", reason="Windows 没有伪终端和 fork")
 resource = pytest.importorskip("resource")
 
 FLAGS = ("--config", "tiny.json", "--data_path", "corpus.txt")
-REHEARSED = 4  # 训练之前试跑的步数
 FOREVER = ("--max_steps", 10**6, "--epochs", 10**6)
 
 
@@ -60,26 +58,6 @@ def fresh(tmp_path, corpus_text) -> Path:
 
 def pretrain(folder: Path, *args: object, **options) -> SoakResult:
     return run_forked("pretrain.py", *last_of_each(*FLAGS, *args), cwd=folder, **options)
-
-
-def at_step(number: int, act: Callable[[], object]) -> Callable[[], None]:
-    """子进程里，训练到第 number 步，反向传播之前做 act。"""
-
-    def inject() -> None:
-        backward, calls = torch.Tensor.backward, iter(range(1 - REHEARSED, 10**6))
-
-        def wrapped(*args, **options):
-            if next(calls) == number:
-                act()
-            return backward(*args, **options)
-
-        torch.Tensor.backward = wrapped
-
-    return inject
-
-
-def signal_self(signum: int) -> Callable[[], None]:
-    return lambda: os.kill(os.getpid(), signum)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -1,26 +1,17 @@
 """finetune_classifier.py 和 classify.py 从头到尾：像用户那样从命令行运行。"""
 
 import json
-import random
 import re
 
 import pytest
 import torch
+from builders import make_texts
 
-from conftest import last_of_each, report_data, run
+from conftest import last_of_each, refuse, report_data, run
 from utils.labeled_text import read_labeled_texts, split_records
 from utils.model_file import read_model_file
 
-GOOD, BAD = ("回家吃饭", "明天开会", "孩子放学", "谢谢你", "晚上见"), ("免费领取", "点击链接", "中奖", "加微信", "贷款")
 RESULT = re.compile(r"测试准确率 (\d+\.\d\d)%（第 (\d+) 步的权重）")
-
-
-def make_texts(count: int) -> list[tuple[str, str]]:
-    """两类各有自己的词，一看就分得出。"""
-    generator = random.Random(0)
-    words = {"正常": GOOD, "垃圾": BAD}
-    labels = [("正常", "垃圾", "正常")[i % 3] for i in range(count)]
-    return [(label, "，".join(generator.sample(words[label], 3)) + f"{i}") for i, label in enumerate(labels)]
 
 
 @pytest.fixture(scope="module")
@@ -160,14 +151,6 @@ def test_interrupted_run_resumes(folder, tuned):
     assert renamed.code == 2 and "标签 是 垃圾、正常，现在是 广告、正常" in renamed.stderr
     start = finetune(folder, "--output_path", "again.pth", "--resume", "--model_path", "other.pth")
     assert start.code == 2 and "起点的指纹 是 " in start.stderr
-
-
-def refuse(folder, program, args, *parts):
-    result = run(program, *args, cwd=folder)
-    assert (result.code, result.stdout) == (2, "") and result.stderr.count("\n") == 1, result.stderr
-    assert result.stderr.startswith("错误：") and not [part for part in parts if part not in result.stderr], (
-        result.stderr
-    )
 
 
 def test_bad_input_is_one_line(folder, tuned):

@@ -4,21 +4,10 @@ import json
 import re
 
 import pytest
+from builders import make_records
 
-from conftest import last_of_each, run, write_config
+from conftest import last_of_each, refuse, run, write_config
 from utils.model_file import read_model_file
-
-WORDS = ("悟空", "八戒", "沙僧", "唐僧", "白马", "龙王", "妖怪", "菩萨", "猴王", "大圣")
-
-
-def make_records() -> list[dict]:
-    """照抄第一个字；留出的问话不在训练里。"""
-    words = [first + second for first in WORDS for second in WORDS]
-    return [
-        {"instruction": "第一个字", "input": word, "output": word[0], "task": "首字", "split": split}
-        for index, word in enumerate(words)
-        for split in (["held_out"] if index % 10 == 3 else ["train"])
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +102,6 @@ def test_interrupted_run_resumes(folder, tuned):
     first = finetune(folder, "--output_path", "again.pth", "--max_steps", 7)
     second = finetune(folder, "--output_path", "again.pth", "--max_steps", 9, "--resume")
     assert first.code == second.code == 0 and "从第 7 步继续" in second.stdout
-
-
-def refuse(folder, program, args, *parts):
-    result = run(program, *args, cwd=folder)
-    assert (result.code, result.stdout) == (2, "") and result.stderr.count("\n") == 1, result.stderr
-    assert result.stderr.startswith("错误：") and not [part for part in parts if part not in result.stderr], (
-        result.stderr
-    )
 
 
 def test_bad_input_is_one_line(folder, tuned):

@@ -5,15 +5,14 @@ import re
 import signal
 
 import pytest
-from test_faults_running import at_step, signal_self
-from test_finetune_classifier import make_texts
-from test_finetune_instruction import make_records
+from builders import make_records, make_texts
 
 from conftest import run, timeless_report, write_config
 from utils.checkpoint import read_checkpoint
 from utils.checkpoint_files import list_checkpoints
 
-run_forked = pytest.importorskip("soak_process", reason="只用于 POSIX：要用 fork").run_forked
+soak_process = pytest.importorskip("soak_process", reason="只用于 POSIX：要用 fork")
+at_step, run_forked, signal_self = soak_process.at_step, soak_process.run_forked, soak_process.signal_self
 
 COMMON = ("--output_path", "out.pth", "--epochs", 2, "--eval_freq", 4, "--batch_size", 16, "--accumulation_steps", 2)
 PROGRAMS = {

@@ -43,3 +43,9 @@ def test_every_function_of_a_program_tells_its_types(path):
         assert function.returns is not None and all(argument.annotation for argument in arguments), function.name
         if function.name.startswith(("train", "load", "build", "open")):
             assert ast.get_docstring(function), function.name
+
+
+def test_no_test_file_imports_another():
+    """共用的放在 conftest.py、builders.py 等文件里：每个测试文件可以单独读，单独改。"""
+    for path in (ROOT / "tests").glob("*.py"):
+        assert not [name for name in imported(path.read_text(encoding="utf-8")) if name.startswith("test_")], path

@@ -2,8 +2,8 @@
 
 import struct
 
+from builders import filled
 from matplotlib.image import imread
-from test_step_history import filled
 
 from utils.plotting import plot_losses
 from utils.step_history import StepHistory

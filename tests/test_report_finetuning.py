@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training_run import make_trainer
+from builders import make_short_trainer as make_trainer
 
 from utils import report_classifier, report_instruction
 from utils.classification import Metrics

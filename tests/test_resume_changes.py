@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import CONTEXT, build_trainer, random_ids, windows_loaders
 
-from conftest import tiny_config, write_config
-from model.language_model import LanguageModel
+from conftest import write_config
 from model.trainable import LoRAConfig, set_trainable
 from utils.budget import ENDLESS, Budget
 from utils.checkpoint import Checkpoints
 from utils.checkpoint_files import checkpoint_folder, list_checkpoints, step_of
-from utils.data_loader import EpochSampler, WindowDataset, create_dataloader
 from utils.errors import Terminated
 from utils.evaluation_set import EVAL_BATCH, best_of, comparable, digest_of_samples
 from utils.model_file import read_model_file, save_state
@@ -26,7 +25,6 @@ from utils.settings import TrainingSettings
 from utils.train_utils import Evaluation, Trainer, calc_loss_loader
 from utils.training_run import TrainingRun
 
-CONTEXT = 16
 BASE = {"batch_size": 4, "epochs": 4, "eval_freq": 5, "learning_rate": 0.003}
 
 
@@ -34,15 +32,8 @@ def make_trainer(num_windows: int = 50, num_validate: int = 24, text: int = 7, *
     """num_windows 个训练样本、num_validate 个验证样本；text 是哪一份文字。"""
     settings = TrainingSettings(**{**BASE, **settings})
     generator = torch.Generator().manual_seed(text)
-    token_ids = torch.randint(0, 300, (num_windows * CONTEXT + 1,), generator=generator)
-    others = torch.randint(0, 300, (num_validate * CONTEXT + 1,), generator=generator)
-    train, validate = WindowDataset(token_ids, CONTEXT, CONTEXT), WindowDataset(others, CONTEXT, CONTEXT)
-    loaders = (
-        create_dataloader(train, settings.batch_size, EpochSampler(len(train), settings.seed)),
-        create_dataloader(validate, settings.batch_size),
-    )
-    model = LanguageModel(tiny_config())
-    return Trainer(model, build_optimizers(model, settings), *loaders, settings)
+    token_ids, others = random_ids(num_windows, generator), random_ids(num_validate, generator)
+    return build_trainer(settings, windows_loaders(token_ids, others, settings.batch_size, settings.seed))
 
 
 def run(trainer: Trainer, model_path: Path, stop_at: int | None = None, data: str = "数据") -> TrainingRun:

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from test_training_run import RECORD, make_trainer
+from builders import RECORD
+from builders import make_short_trainer as make_trainer
 
 from utils.run_files import Kept, RunFiles
 from utils.step_history import StepHistory

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_step_history import filled
-from test_training_run import after_step, before_step, make_trainer, start
+from builders import after_step, before_step, filled, start
+from builders import make_short_trainer as make_trainer
 
 from conftest import report_data, timeless_report
 from utils import run_report

@@ -3,15 +3,9 @@
 from dataclasses import asdict
 
 import pytest
+from builders import filled
 
 from utils.step_history import COLUMNS, MAX_POINTS, StepHistory, smooth
-
-
-def filled(num_steps: int, history: StepHistory | None = None, start: int = 1) -> StepHistory:
-    history = history or StepHistory()
-    for step in range(start, num_steps + 1):
-        history.add(step=step, tokens=64 * step, seconds=0.5 * step, loss=1000 / step, learning_rate=1e-3 * (step % 7))
-    return history
 
 
 def test_short_run_keeps_every_step_exactly():

@@ -4,16 +4,16 @@ import math
 
 import pytest
 import torch
+from builders import make_loaders, make_trainer
+from builders import run_steps as run
 from torch.nn import functional as F
 
 from conftest import tiny_config
 from model.language_model import LanguageModel
 from utils.budget import Budget
 from utils.cross_entropy import IGNORE_INDEX
-from utils.data_loader import EpochSampler, WindowDataset, create_dataloader
 from utils.errors import RunError
 from utils.evaluation_set import evaluation_loader
-from utils.optimizers import build_optimizers
 from utils.settings import TrainingSettings
 from utils.train_utils import (
     Interrupted,
@@ -23,34 +23,6 @@ from utils.train_utils import (
     evaluate_model,
     evaluating,
 )
-
-SETTINGS = TrainingSettings(batch_size=4, learning_rate=0.003, eval_freq=5, warmup_steps=2)
-
-
-def make_loaders(batch_size=4, seed=123, num_tokens=16 * 30 + 1):
-    token_ids = torch.randint(0, 300, (num_tokens,), generator=torch.Generator().manual_seed(7))
-    dataset = WindowDataset(token_ids, 16, 16)
-    train = create_dataloader(dataset, batch_size, EpochSampler(len(dataset), seed))
-    return train, create_dataloader(WindowDataset(token_ids[: 16 * 7 + 1], 16, 16), batch_size)
-
-
-def make_trainer(settings=SETTINGS, seed=0, **changes) -> Trainer:
-    torch.manual_seed(seed)
-    model = LanguageModel(tiny_config(**changes))
-    return Trainer(model, build_optimizers(model, settings), *make_loaders(settings.batch_size), settings)
-
-
-def record_losses(trainer: Trainer) -> list[float]:
-    losses = []
-    trainer.on_step = lambda loss, progress: losses.append(loss)
-    return losses
-
-
-def run(trainer: Trainer, total_steps: int):
-    torch.manual_seed(1)
-    losses = record_losses(trainer)
-    records = list(trainer.run(Budget(max_steps=total_steps)))
-    return losses, records
 
 
 def weights_of(trainer: Trainer) -> list[torch.Tensor]:

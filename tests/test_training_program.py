@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training_run import make_trainer
+from builders import make_short_trainer as make_trainer
 
 from utils.errors import UserError
 from utils.files import fingerprints_of_code

@@ -9,18 +9,15 @@ import sys
 
 import pytest
 import torch
+from builders import RECORD, after_step, before_step, start
+from builders import make_short_trainer as make_trainer
 
-from conftest import tiny_config
-from model.language_model import LanguageModel
 from utils.budget import Budget
 from utils.console import display_width
-from utils.data_loader import EpochSampler, WindowDataset, create_dataloader
 from utils.errors import RunError, Terminated
 from utils.model_file import read_model_file
-from utils.optimizers import build_optimizers
 from utils.run_files import Kept, RunFiles
 from utils.run_identity import RunIdentity
-from utils.settings import TrainingSettings
 from utils.train_utils import Evaluation, Trainer
 from utils.training_run import (
     ProgressBar,
@@ -32,17 +29,6 @@ from utils.training_run import (
     stop_on_signal,
 )
 
-RECORD = Evaluation(1, 7, 448, 1.5, 0.001, 9.3754, 9.4326)
-
-
-def make_trainer(**settings) -> Trainer:
-    settings = TrainingSettings(**{"batch_size": 4, "eval_freq": 2, **settings})
-    token_ids = torch.randint(0, 300, (16 * 20 + 1,))
-    train, validate = WindowDataset(token_ids, 16, 16), WindowDataset(token_ids[:65], 16, 16)
-    loaders = create_dataloader(train, 4, EpochSampler(len(train), 1)), create_dataloader(validate, 4)
-    model = LanguageModel(tiny_config())
-    return Trainer(model, build_optimizers(model, settings), *loaders, settings)
-
 
 def run_training(trainer: Trainer, budget: Budget, files: RunFiles) -> Kept:
     """从头训练；files 只用来说明写到哪里，过程中的记录也写回给它。"""
@@ -50,18 +36,6 @@ def run_training(trainer: Trainer, budget: Budget, files: RunFiles) -> Kept:
     run = TrainingRun(trainer, budget, files.model, identity)
     run.files = files
     return run.run()
-
-
-def after_step(trainer: Trainer, step: int, act) -> None:
-    """第 step 次更新参数之后做 act()。"""
-    calls = iter(range(1, 10**6))
-    trainer.optimizers[0].register_step_post_hook(lambda *_: act() if next(calls) == step else None)
-
-
-def before_step(trainer: Trainer, step: int, act) -> None:
-    """第 step 次更新参数之前做 act()。"""
-    calls = iter(range(1, 10**6))
-    trainer.optimizers[0].register_step_pre_hook(lambda *_: act() if next(calls) == step else None)
 
 
 def set_validate_losses(trainer: Trainer, losses: dict[int, float]) -> None:
@@ -305,12 +279,6 @@ def test_progress_bar_fits_eighty_columns_and_shows_everything(monkeypatch):
 
 
 # ---- 检查点什么时候存 ----
-
-
-def start(trainer: Trainer, model_path, budget: Budget) -> TrainingRun:
-    return TrainingRun(
-        trainer, budget, model_path, RunIdentity.of(trainer.model, "数据", trainer.settings, torch.float32, {})
-    )
 
 
 @pytest.fixture
