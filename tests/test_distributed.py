@@ -204,7 +204,7 @@ def test_start_says_how_many_processes_and_who_writes(jobs):
 
 def test_only_one_process_talks_and_writes(jobs):
     lines = (jobs.folder / "output.txt").read_text(encoding="utf-8").splitlines()
-    assert sum(line.startswith("Ep 1 (Step 000000)") for line in lines) == 15  # 训练了几次就有几行
+    assert sum(line.startswith("Ep 1 (Step 000000)") for line in lines) == 17  # 训练了几次就有几行
     folder = checkpoint_folder(jobs.folder / "fsdp.pth")
     assert [path.name for path in folder.iterdir()] == [path.name for path in list_checkpoints(folder)]
     assert not list(jobs.folder.rglob("*.tmp"))
