@@ -13,10 +13,11 @@ from conftest import ROOT, last_of_each, make_corpus, report_data, run, write_co
 from model.config import ModelConfig
 from model.language_model import LanguageModel
 from utils.config_file import read_config
+from utils.evaluation_set import EVAL_BATCH, evaluation_loader
 from utils.model_file import load_weights, read_model_file
 from utils.settings import TrainingSettings
 from utils.text_utils import Tokenizer
-from utils.train_utils import calc_loss_loader, evaluation_loader
+from utils.train_utils import calc_loss_loader
 
 LOG_LINE = re.compile(r"Ep (\d+) \(Step (\d{6})\): Train loss \d+\.\d{3}, Validate loss \d+\.\d{3}")
 BEST_LINE = re.compile(
@@ -115,13 +116,13 @@ def test_same_command_gives_the_same_bits(tmp_path, corpus_text, arguments):
 
 def test_best_weights_are_kept_and_last_on_request(tmp_path, corpus_text):
     """学习率大得离谱，验证损失越训越高：最好的在前面，最后的在后面。"""
-    arguments = ["--learning_rate", 2, "--eval_freq", 1, "--max_steps", 5]
+    arguments = ["--learning_rate", 2, "--eval_freq", 1, "--max_steps", 3]
     best = pretrain(tmp_path, corpus_text, *arguments, "--model_path", "best.pth")
     last = pretrain(tmp_path, corpus_text, *arguments, "--model_path", "last.pth", "--keep", "last")
     records = read_log(tmp_path / "best.pth.log.jsonl")
     lowest = min(records[1:], key=lambda record: record["validate_loss"])
     assert f"Best validate loss {lowest['validate_loss']:.3f} (Step {lowest['step']:06d})" in best.stdout
-    assert f"Last validate loss {records[-1]['validate_loss']:.3f} (Step 000005)" in last.stdout
+    assert f"Last validate loss {records[-1]['validate_loss']:.3f} (Step 000003)" in last.stdout
     assert (tmp_path / "best.pth").read_bytes() != (tmp_path / "last.pth").read_bytes()
 
 
@@ -178,7 +179,7 @@ def test_compiled_training_saves_weights_under_plain_names(tmp_path, corpus_text
     _, validate = corpus.create_loaders(16, TrainingSettings(batch_size=4))
     first, last = (record["validate_loss"] for record in read_log(tmp_path / "model.pth.log.jsonl"))
     assert last < first
-    assert calc_loss_loader(model, evaluation_loader(validate, 4)) == pytest.approx(last, abs=1e-4)
+    assert calc_loss_loader(model, evaluation_loader(validate, EVAL_BATCH)) == pytest.approx(last, abs=1e-4)
 
 
 def test_help_names_every_flag():
