@@ -187,6 +187,7 @@ def _check_structure(state: dict) -> None:
         and isinstance(state["is_finished"], bool)
         and run.keys() == {item.name for item in fields(RunIdentity)}
         and all(isinstance(run[name], dict) for name in ("config", "settings", "environment"))
+        and all(isinstance(run[name], str) for name in ("data", "tokenizer"))
         and _are_random_states(state["random"])
         and (state.get("epoch_size") is None or type(state["epoch_size"]) is int and state["epoch_size"] > 0)
         and (state.get("processes") is None or _are_processes(**state["processes"]))
