@@ -50,10 +50,10 @@ def linear_shapes(name: str, outputs: int, inputs: int, bias: bool = True) -> di
 def install(module: nn.Module, parameters: Tensors) -> nn.Module:
     """把 module 的参数换成给定的张量，梯度因此回到它们身上；名字和形状要恰好相同，否则抛出 WrongParameters。"""
     own = dict(module.named_parameters())
-    for name in parameters.keys() - own.keys():
+    for name in (name for name in parameters if name not in own):  # 依次序：集合的次序每次不同
         guess = "缺偏置" if name.endswith("bias") else "名字变了，或者没有用 nn.Parameter、nn.Linear 这样的部件"
         raise WrongParameters(f"缺少参数 {name}", guess)
-    for name in own.keys() - parameters.keys():
+    for name in (name for name in own if name not in parameters):
         guess = "多了偏置" if name.endswith("bias") else "权重没有共用" if name == "out_head.weight" else ""
         raise WrongParameters(f"多了参数 {name}", guess)
     places = {id(parameter): [] for parameter in own.values()}
